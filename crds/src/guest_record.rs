@@ -1,0 +1,116 @@
+//! `GuestRecord`: who may run a guest.
+//!
+//! One object per guest, cluster-scoped and named by the VirtualMachine's UID, so that no namespaced role
+//! reaches it and no namespace's deletion takes it away. It is changed by compare-and-swap only. The rules below
+//! make the API server itself refuse an epoch that shrinks, a holder that changes without a commitment, a
+//! decision that is taken back, and a new migration while an older one is undecided.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// Who may run the guest. Written by godwit alone.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[kube(
+    group = "godwit.dev",
+    version = "v1alpha1",
+    kind = "GuestRecord",
+    plural = "guestrecords",
+    category = "godwit-internal",
+    derive = "PartialEq",
+    doc = "Internal: which host may run a guest, at which epoch, and what was decided about its last migration. Written by godwit alone; deleting or editing it by hand can lose or double a guest.",
+    selectable = ".spec.holder",
+    printcolumn(name = "Guest", type_ = "string", json_path = ".spec.guest.name"),
+    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.guest.namespace"),
+    printcolumn(name = "Holder", type_ = "string", json_path = ".spec.holder"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.epoch"),
+    printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
+    printcolumn(name = "Migration", type_ = "string", json_path = ".spec.migration.uid", priority = 1),
+    validation = Rule::new("self.metadata.name == self.spec.guest.uid").message("a GuestRecord is named by its guest's UID")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.guest == oldSelf.guest").message("a record's guest never changes"),
+    validation = Rule::new("self.epoch == oldSelf.epoch || self.epoch == oldSelf.epoch + 1").message("the epoch grows by one, at a handover, and never shrinks"),
+    validation = Rule::new("(self.holder == oldSelf.holder) == (self.epoch == oldSelf.epoch)").message("the holder and the epoch change together"),
+    validation = Rule::new("self.holder == oldSelf.holder || (self.decision == 'Committed' && has(self.migration) && self.holder == self.migration.destination && oldSelf.holder == self.migration.source && has(oldSelf.migration) && oldSelf.migration.uid == self.migration.uid)").message("the holder changes only by committing the armed migration, from its source to its destination"),
+    validation = Rule::new("!has(oldSelf.migration) || has(self.migration)").message("an armed migration is replaced by the next one, never removed"),
+    validation = Rule::new("!(has(self.migration) && has(oldSelf.migration) && self.migration.uid == oldSelf.migration.uid) || self.migration == oldSelf.migration").message("an armed migration is immutable"),
+    validation = Rule::new("!(has(self.migration) && has(oldSelf.migration) && self.migration.uid == oldSelf.migration.uid) || self.decision == oldSelf.decision || oldSelf.decision == 'None' || (oldSelf.decision == 'Committed' && oldSelf.holder == oldSelf.migration.source && self.decision == 'Reverted')").message("a decision is final; only a commitment that was not advanced may be reverted"),
+    validation = Rule::new("(has(self.migration) && has(oldSelf.migration) && self.migration.uid == oldSelf.migration.uid) || !has(oldSelf.migration) || oldSelf.decision in ['Aborted', 'Reverted'] || (oldSelf.decision == 'Committed' && oldSelf.holder == oldSelf.migration.destination)").message("a new migration is armed only after the last one is finally decided"),
+    validation = Rule::new("(has(self.migration) && has(oldSelf.migration) && self.migration.uid == oldSelf.migration.uid) || !has(self.migration) || (self.decision == 'None' && !self.started && self.migration.source == self.holder && self.holder == oldSelf.holder)").message("a migration is armed undecided, with the holder as its source"),
+    validation = Rule::new("has(self.migration) || self.decision == 'None'").message("without a migration there is nothing to decide")
+)]
+pub struct GuestRecordSpec {
+    /// The guest.
+    pub guest: GuestReference,
+    /// The host that holds the guest: the only one that may run it.
+    #[schemars(length(min = 1, max = 253))]
+    pub holder: String,
+    /// Grows by one at each handover.
+    #[schemars(range(min = 1, max = 9_007_199_254_740_991i64))]
+    pub epoch: i64,
+    /// The migration that the record is armed for, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<ArmedMigration>,
+    /// What was decided about that migration.
+    #[serde(default)]
+    pub decision: Decision,
+    /// Strict handoff only: the destination has said that it starts the guest.
+    #[serde(default)]
+    pub started: bool,
+    /// Who wrote last, so that a writer whose reply was lost recognises its own write.
+    #[schemars(length(min = 1, max = 253))]
+    pub writer: String,
+    /// Why the last write was right, in words for an auditor.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub evidence: String,
+}
+
+/// A VirtualMachine, by name for people and by UID for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestReference {
+    /// Namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// UID.
+    #[schemars(length(min = 1, max = 63))]
+    pub uid: String,
+}
+
+/// The migration for which a record is armed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.source != self.destination").message("source and destination differ"))]
+pub struct ArmedMigration {
+    /// The VirtualMachineMigration's UID.
+    #[schemars(length(min = 1, max = 63))]
+    pub uid: String,
+    /// The host that holds the guest.
+    #[schemars(length(min = 1, max = 253))]
+    pub source: String,
+    /// The host that is to hold it.
+    #[schemars(length(min = 1, max = 253))]
+    pub destination: String,
+    /// Whether the destination must record `started` before it runs the guest.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// What was decided about the armed migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Decision {
+    /// Nothing yet.
+    #[default]
+    None,
+    /// The destination may run the guest. Final once the holder is the destination.
+    Committed,
+    /// The destination never will; the source decided.
+    Aborted,
+    /// The destination never will; the destination decided.
+    Reverted,
+}
