@@ -1,1 +1,3 @@
-//! placeholder
+//! godwit's per-host agent.
+
+pub mod hypervisor;

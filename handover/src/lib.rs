@@ -1,1 +1,5 @@
-//! placeholder
+//! The handover: who may run the guest, and when.
+
+pub mod gates;
+
+pub use gates::Gates;
