@@ -1,0 +1,205 @@
+//! What a migration is about: the words that every order and every journal carries.
+
+use serde::{Deserialize, Serialize};
+
+/// Grows by one at each handover of a guest. An order with a lower one than the host knows is refused.
+pub type Epoch = u64;
+
+/// The terms of one migration. Two orders belong together only if all of this is equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Terms {
+    /// The VirtualMachineMigration's UID. Every order is idempotent by it.
+    pub migration: String,
+    /// The VirtualMachine's UID.
+    pub guest: String,
+    /// The epoch at which the source holds the guest; after the handover the destination holds it at the next one.
+    pub epoch: Epoch,
+    /// The source host's name.
+    pub source: String,
+    /// The destination host's name.
+    pub destination: String,
+}
+
+/// The five steps of the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Phase {
+    /// The source checks the guest and protects it against changes.
+    Begin,
+    /// The destination makes itself ready to receive.
+    Prepare,
+    /// Memory travels, up to the source's word Go.
+    Perform,
+    /// The destination takes the guest over.
+    Finish,
+    /// The source lets go.
+    Confirm,
+}
+
+/// Where and with which word the destination takes the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Channel {
+    /// The migration URI, for example `tcp://10.0.0.2:49160`.
+    pub uri: String,
+    /// The one-time word that opens the channel. A secret: never in a log, a status or a journal.
+    pub token: Token,
+}
+
+/// A secret word. Its `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Token(pub Vec<u8>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// What the guest did when it was stopped for the switchover, and so what it is to do at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Wanted {
+    /// It ran: the destination lets it run.
+    Run,
+    /// A user had paused it, or it had powered off, panicked or stopped on an I/O error: the destination takes
+    /// it over as it is and does not let it run.
+    StayStopped,
+}
+
+/// Why a migration ended otherwise than by a handover. The details, for people, travel beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Cause {
+    /// The user asked for it.
+    Cancelled,
+    /// The destination could not prepare itself, or gave the guest's copy up.
+    DestinationFailed,
+    /// The destination's hypervisor process died.
+    DestinationDied,
+    /// The source's hypervisor process died.
+    SourceDied,
+    /// The stream could not be opened, or broke.
+    StreamFailed,
+    /// The driver was silent for longer than the keepalive allows.
+    DriverSilent,
+    /// There was no recent proof that Ready and Go would get through and that the API server answers.
+    PathNotProven,
+    /// The guest powered off, panicked or stopped on an I/O error before the switchover.
+    GuestStopped,
+    /// The agent's state directory took no write.
+    JournalFailed,
+    /// The hypervisor refused a command that it should have taken.
+    HypervisorRefused,
+    /// The record says that the destination never will run the guest.
+    Reverted,
+}
+
+/// Why Go may be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum GoEvidence {
+    /// The source's hypervisor has acknowledged the whole stream; it can no longer run the guest by itself.
+    Completed,
+    /// The source is sealed and has given its disks up, and the destination has loaded the guest.
+    SealedAndReleased,
+    /// The source's hypervisor process is dead, by its pidfd.
+    SourceDead,
+}
+
+/// The source's word that the destination may run the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Go {
+    /// Why it may be said.
+    pub evidence: GoEvidence,
+    /// What the guest is to do.
+    pub wanted: Wanted,
+    /// Whether the source is known never to restart by itself.
+    pub sealed: bool,
+}
+
+/// A fresh reading of the guest's record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RecordView {
+    /// The host that may run the guest.
+    pub holder: String,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The migration that the record is armed for.
+    pub migration: Option<String>,
+    /// What was decided about it.
+    pub decision: Decision,
+}
+
+/// What a record says about its migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Decision {
+    /// Nothing yet.
+    None,
+    /// The destination may run the guest.
+    Committed,
+    /// The destination never will; the source decided.
+    Aborted,
+    /// The destination never will; the destination decided.
+    Reverted,
+}
+
+impl RecordView {
+    /// Whether the record has been advanced for this migration: the destination holds the guest at the next epoch.
+    pub fn advanced_for(&self, terms: &Terms) -> bool {
+        self.migration.as_deref() == Some(terms.migration.as_str())
+            && self.decision == Decision::Committed
+            && self.holder == terms.destination
+            && self.epoch == terms.epoch + 1
+    }
+
+    /// Whether the record says that the destination of this migration never will run the guest.
+    pub fn reverted_for(&self, terms: &Terms) -> bool {
+        self.migration.as_deref() == Some(terms.migration.as_str())
+            && matches!(self.decision, Decision::Aborted | Decision::Reverted)
+            && self.holder == terms.source
+            && self.epoch == terms.epoch
+    }
+}
+
+/// Why an order was not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The order carries other terms than the migration known under this UID.
+    #[error("the order's terms are not those of this migration")]
+    OtherTerms,
+    /// It comes too late: the handover has begun.
+    #[error("too late: the handover has begun")]
+    TooLate,
+    /// It comes before what it builds on.
+    #[error("too early: an earlier phase has not ended")]
+    TooEarly,
+    /// The migration has ended.
+    #[error("the migration has ended")]
+    Ended,
+    /// The hypervisor cannot hold back what the handover needs.
+    #[error("this hypervisor cannot wait before the switchover and keep the destination stopped, which the handover needs")]
+    GatesMissing,
+}
+
+/// What a step gives: the effects to carry out, in order, and whether an order was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step<E> {
+    /// To be carried out in this order. The answer to each comes back as an event.
+    pub effects: Vec<E>,
+    /// Why the order was not taken, if it was not. A repeated order is taken and does nothing.
+    pub refusal: Option<Refusal>,
+}
+
+impl<E> Step<E> {
+    pub(crate) fn none() -> Self {
+        Self { effects: Vec::new(), refusal: None }
+    }
+
+    pub(crate) fn one(effect: E) -> Self {
+        Self { effects: vec![effect], refusal: None }
+    }
+
+    pub(crate) fn many(effects: Vec<E>) -> Self {
+        Self { effects, refusal: None }
+    }
+
+    pub(crate) fn refuse(refusal: Refusal) -> Self {
+        Self { effects: Vec::new(), refusal: Some(refusal) }
+    }
+}
