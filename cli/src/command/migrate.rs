@@ -1,0 +1,173 @@
+//! `migrate`.
+
+use std::time::Duration;
+
+use godwit_crds::migration::{ControlFlow, Destination, Security, SecurityRequirement, Transport, Tuning};
+use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineMigrationSpec};
+use kube::ResourceExt as _;
+use kube::api::{ObjectMeta, PostParams};
+
+use super::status;
+use crate::args::{MigrateArgs, ObjectFormat};
+use crate::connect::Cluster;
+use crate::error::{CliError, is_forbidden};
+use crate::exit::Exit;
+use crate::output;
+use crate::resource::Kind;
+use crate::text::{NAME, clean};
+
+/// How long `--wait` waits unless told otherwise: a guest of some tens of GiB on a slow network.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(600);
+
+/// What to say when the word for plain text is missing. Checked before anything is sent.
+pub fn refuse_unspoken_plain_text(args: &MigrateArgs) -> Result<(), CliError> {
+    if args.plain_text {
+        return Ok(());
+    }
+    Err(CliError::Usage(
+        "Say --plain-text: this version moves guest memory unencrypted from host to host (security.require: None \
+         is all that it serves), and that needs your word. Give it only if the migration network may see the memory"
+            .into(),
+    ))
+}
+
+/// Creates the migration, and follows it if asked to.
+pub async fn run(cluster: &Cluster, args: &MigrateArgs) -> Result<Exit, CliError> {
+    refuse_unspoken_plain_text(args)?;
+    look_up::<VirtualMachine>(cluster, &args.vm).await?;
+    look_up::<VirtualMachineHost>(cluster, &args.to).await?;
+    let action = cluster.action::<VirtualMachineMigration>("create", args.name.as_deref());
+    let created = cluster
+        .api::<VirtualMachineMigration>()
+        .create(&PostParams::default(), &request(args))
+        .await
+        .map_err(|e| action.failed(e))?;
+    if args.wait {
+        if args.output.is_none() {
+            output::line(&format!("{} created", reference(&created)))?;
+        }
+        return status::watch(
+            cluster,
+            &created,
+            Some(args.timeout.unwrap_or(DEFAULT_WAIT)),
+            args.output,
+        )
+        .await;
+    }
+    match args.output {
+        Some(ObjectFormat::Json) => output::object(&created)?,
+        None => output::line(&format!(
+            "{} created\nWatch it: kubectl godwit status {} -n {} --watch",
+            reference(&created),
+            clean(&created.name_any(), NAME),
+            clean(&cluster.namespace, NAME),
+        ))?,
+    }
+    Ok(Exit::Success)
+}
+
+/// The object to create.
+fn request(args: &MigrateArgs) -> VirtualMachineMigration {
+    let spec = VirtualMachineMigrationSpec {
+        virtual_machine: args.vm.clone(),
+        destination: Destination {
+            host: args.to.clone(),
+        },
+        control_flow: ControlFlow::ManagedDirect,
+        transport: Transport::Native,
+        security: Security {
+            require: SecurityRequirement::None,
+        },
+        tuning: args
+            .max_downtime
+            .clone()
+            .map_or_else(Tuning::default, |max_downtime| Tuning { max_downtime }),
+        cancel: false,
+    };
+    let mut migration = VirtualMachineMigration::new("", spec);
+    migration.metadata = ObjectMeta {
+        name: args.name.clone(),
+        generate_name: args.name.is_none().then(|| format!("{}-", args.vm)),
+        ..Default::default()
+    };
+    migration
+}
+
+/// A slip in a name is told before an object is made that can only fail. Whoever may create migrations but not
+/// read this kind goes on: the controller checks again.
+async fn look_up<K: Kind>(cluster: &Cluster, name: &str) -> Result<(), CliError> {
+    match cluster.get::<K>(name).await {
+        Ok(_) => Ok(()),
+        Err(e) if is_forbidden(&e) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// As kubectl names an object that it made.
+fn reference(migration: &VirtualMachineMigration) -> String {
+    format!(
+        "virtualmachinemigration.godwit.dev/{}",
+        clean(&migration.name_any(), NAME)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> MigrateArgs {
+        MigrateArgs {
+            vm: "web1".into(),
+            to: "node-b".into(),
+            plain_text: true,
+            name: None,
+            max_downtime: None,
+            wait: false,
+            timeout: None,
+            output: None,
+        }
+    }
+
+    #[test]
+    fn the_request_says_what_must_be_said() {
+        let json = serde_json::to_value(request(&args())).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "apiVersion": "godwit.dev/v1alpha1",
+                "kind": "VirtualMachineMigration",
+                "metadata": {"generateName": "web1-"},
+                "spec": {
+                    "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "ManagedDirect",
+                    "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms"},
+                    "cancel": false
+                }
+            })
+        );
+    }
+
+    #[test]
+    fn a_name_and_a_downtime_are_passed_on() {
+        let given = MigrateArgs {
+            name: Some("m1".into()),
+            max_downtime: Some("50ms".into()),
+            ..args()
+        };
+        let object = request(&given);
+        assert_eq!(object.metadata.name.as_deref(), Some("m1"));
+        assert_eq!(object.metadata.generate_name, None);
+        assert_eq!(object.spec.tuning.max_downtime, "50ms");
+    }
+
+    #[test]
+    fn plain_text_must_be_said() {
+        assert!(refuse_unspoken_plain_text(&args()).is_ok());
+        let error = refuse_unspoken_plain_text(&MigrateArgs {
+            plain_text: false,
+            ..args()
+        })
+        .unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        assert!(error.to_string().starts_with("Say --plain-text: "));
+    }
+}

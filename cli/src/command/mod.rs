@@ -1,0 +1,7 @@
+//! The commands.
+
+pub mod cancel;
+pub mod completion;
+pub mod list;
+pub mod migrate;
+pub mod status;
