@@ -1,0 +1,14 @@
+//! The guests on this host: started, stopped, found again after a restart, and lent to migrations.
+//!
+//! [`Guests`] is the one owner of the guests' records on disk and of their processes. Each guest has a lock of its
+//! own, so that two orders about one guest never interleave and two guests never wait for each other.
+
+pub mod definition;
+pub mod error;
+pub mod manager;
+pub mod types;
+
+pub use definition::Definition;
+pub use error::GuestError;
+pub use manager::{Guests, Settings};
+pub use types::{GuestIdentity, GuestView, Held, Role, StartRequest};
