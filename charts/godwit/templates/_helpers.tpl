@@ -1,0 +1,45 @@
+{{/* The name of everything in a namespace: the release's, with "godwit" in it. */}}
+{{- define "godwit.name" -}}
+{{- if contains "godwit" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-godwit" (.Release.Name | trunc 43 | trimSuffix "-") }}{{ end }}
+{{- end }}
+
+{{/* The name of cluster-scoped things: two releases in two namespaces do not meet. */}}
+{{- define "godwit.clusterName" -}}
+{{ .Release.Namespace }}:{{ include "godwit.name" . }}
+{{- end }}
+
+{{- define "godwit.labels" -}}
+app.kubernetes.io/name: godwit
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "godwit.image" -}}
+{{- $image := .image -}}
+{{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}{{ else }}{{ $image.repository }}:{{ $image.tag | default .version }}{{ end }}
+{{- end }}
+
+{{- define "godwit.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What a client in a pod needs to log in, with a token that ends in an hour and is renewed by the kubelet. */}}
+{{- define "godwit.tokenVolume" -}}
+- name: token
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
+      - configMap:
+          name: kube-root-ca.crt
+          items: [{key: ca.crt, path: ca.crt}]
+      - downwardAPI:
+          items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
+{{- end }}
