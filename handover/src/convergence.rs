@@ -35,7 +35,11 @@ mod tests {
     use super::*;
 
     fn pass(iteration: u64, remaining_bytes: u64, bytes_per_second: u64) -> Pass {
-        Pass { iteration, remaining_bytes, bytes_per_second }
+        Pass {
+            iteration,
+            remaining_bytes,
+            bytes_per_second,
+        }
     }
 
     #[test]
@@ -52,7 +56,10 @@ mod tests {
     fn the_budget_is_met_to_the_byte() {
         // 100 MB/s for 300 ms is 30 MB, of which memory may take 80 %: 24 MB.
         assert!(fits(pass(2, 24_000_000, 100_000_000), Duration::from_millis(300)));
-        assert!(!fits(pass(2, 24_000_001, 100_000_000), Duration::from_millis(300)));
+        assert!(!fits(
+            pass(2, 24_000_001, 100_000_000),
+            Duration::from_millis(300)
+        ));
     }
 
     #[test]

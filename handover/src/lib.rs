@@ -12,8 +12,13 @@ pub mod source;
 pub mod terms;
 
 pub use convergence::Pass;
-pub use destination::{Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationFacts, DestinationReport};
+pub use destination::{
+    Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationFacts, DestinationReport,
+};
 pub use driver::{Driver, DriverEffect, DriverEvent, Outcome, SideView, Stand, Wait};
 pub use gates::Gates;
 pub use source::{Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport};
-pub use terms::{Cause, Channel, Decision, Epoch, Go, GoEvidence, Phase, RecordView, Refusal, Step, Terms, Token, Wanted};
+pub use terms::{
+    Cause, Channel, Decision, Epoch, Go, GoEvidence, Phase, RecordView, Refusal, Step, StreamFact, Terms,
+    Token, Wanted,
+};

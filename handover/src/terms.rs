@@ -173,7 +173,9 @@ pub enum Refusal {
     #[error("the migration has ended")]
     Ended,
     /// The hypervisor cannot hold back what the handover needs.
-    #[error("this hypervisor cannot wait before the switchover and keep the destination stopped, which the handover needs")]
+    #[error(
+        "this hypervisor cannot wait before the switchover and keep the destination stopped, which the handover needs"
+    )]
     GatesMissing,
 }
 
@@ -188,18 +190,49 @@ pub struct Step<E> {
 
 impl<E> Step<E> {
     pub(crate) fn none() -> Self {
-        Self { effects: Vec::new(), refusal: None }
+        Self {
+            effects: Vec::new(),
+            refusal: None,
+        }
     }
 
     pub(crate) fn one(effect: E) -> Self {
-        Self { effects: vec![effect], refusal: None }
+        Self {
+            effects: vec![effect],
+            refusal: None,
+        }
     }
 
     pub(crate) fn many(effects: Vec<E>) -> Self {
-        Self { effects, refusal: None }
+        Self {
+            effects,
+            refusal: None,
+        }
     }
 
     pub(crate) fn refuse(refusal: Refusal) -> Self {
-        Self { effects: Vec::new(), refusal: Some(refusal) }
+        Self {
+            effects: Vec::new(),
+            refusal: Some(refusal),
+        }
     }
+}
+
+/// How a stream stood when a restarted agent looked at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum StreamFact {
+    /// There is none.
+    None,
+    /// It is being set up, or memory travels.
+    Active,
+    /// The hypervisor waits before the switchover.
+    BeforeSwitchover,
+    /// The last part travels.
+    SwitchingOver,
+    /// It ended well.
+    Completed,
+    /// It failed.
+    Failed,
+    /// It was cancelled, or is about to be.
+    Cancelled,
 }

@@ -38,29 +38,76 @@ pub(crate) enum Stage {
     BeginJournal,
     Begun,
     Connecting,
-    Streaming { intent_journaled: bool },
+    Streaming {
+        intent_journaled: bool,
+    },
     /// The pause was ordered while the stream was active.
     Sealing,
     /// Stopped while the stream was still active: a late failure leaves it stopped.
-    Sealed { journaled: bool },
+    Sealed {
+        entry: SealEntry,
+        intent_journaled: bool,
+    },
     /// The hypervisor waits before the switchover.
-    Gate { sealed: bool, journaled: bool },
-    Switching { sealed: bool, own: Own, peer_loaded: bool },
-    GoJournal { go: Go, own: Own },
-    GoSent { go: Go, own: Own },
+    Gate {
+        sealed: Option<SealEntry>,
+        intent_journaled: bool,
+    },
+    Switching {
+        sealed: bool,
+        own: Own,
+        peer_loaded: bool,
+    },
+    GoJournal {
+        go: Go,
+        own: Own,
+    },
+    GoSent {
+        go: Go,
+        own: Own,
+    },
     /// The record is being read before the source is destroyed.
-    Confirming { go: Go, own: Own },
-    ReleaseJournal,
-    Releasing,
+    Confirming {
+        go: Go,
+        own: Own,
+    },
+    ReleaseJournal {
+        go: Go,
+    },
+    Releasing {
+        go: Go,
+    },
     Released,
     /// The record is being read to see whether the source may take the guest back.
-    Settling { back: Box<Stage> },
-    AbortJournal { cause: Cause, undo: Undo },
-    Undoing { cause: Cause },
-    Reclaiming { cause: Cause },
-    Restoring { cause: Cause },
-    Aborted { cause: Cause },
-    Lost { cause: Cause },
+    Settling {
+        back: Box<Stage>,
+    },
+    AbortJournal {
+        cause: Cause,
+        undo: Undo,
+    },
+    Undoing {
+        cause: Cause,
+    },
+    Reclaiming {
+        cause: Cause,
+    },
+    Restoring {
+        cause: Cause,
+    },
+    Aborted {
+        cause: Cause,
+    },
+    Lost {
+        cause: Cause,
+    },
+}
+
+/// Whether the proof of the seal is on disk yet. It is written while the rest of the memory travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SealEntry {
+    Writing,
+    Written,
 }
 
 /// What is left of the source's own stream and process after the switchover was ordered.
