@@ -4,6 +4,8 @@
 //! hold back, and the handover picks its rules from that. A driver never decides: it carries out one request, or
 //! says why it could not, and reports what happened by itself as [`GuestEvent`]s.
 
+pub mod qemu;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,420 @@
+//! A guest in a QEMU process.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::{Mutex, broadcast};
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::process::Process;
+use super::qmp::QmpError;
+use super::qmp::client::{Client, Command};
+use super::qmp::event;
+use super::qmp::wire::{Version, bounded};
+use super::{LATE_BLOCK_ACTIVATE_UNTIL, EXIT_ON_ERROR_SINCE, argv, states};
+use crate::hypervisor::{Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamLimits, StreamState, StreamStatus};
+
+/// The monitor's socket in the guest's directory.
+pub const MONITOR_SOCKET: &str = "qmp.sock";
+
+/// How many events a slow receiver may be behind.
+const EVENTS_KEPT: usize = 256;
+
+/// Under which name QEMU keeps the stream's socket.
+const STREAM_NAME: &str = "godwit-stream";
+
+/// How long an outgoing stream may take to end after a polite request.
+const POLITE_CANCEL: Duration = Duration::from_secs(2);
+
+/// How long it may take to end once it was cut.
+const FORCED_CANCEL: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to settle after a failed stream, and a killed process to be gone from the system.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long a process may take to die of SIGKILL: its memory must be freed.
+const KILLED: Duration = Duration::from_secs(30);
+
+/// The most reasons against a migration that are kept.
+const MAX_BLOCKERS: usize = 16;
+
+/// QEMU takes no more as its `downtime-limit`, in milliseconds.
+const MAX_DOWNTIME_MILLIS: u128 = 2_000_000;
+
+/// A guest in a QEMU process.
+pub struct QemuGuest {
+    uid: uuid::Uuid,
+    directory: PathBuf,
+    process: Arc<Process>,
+    events: broadcast::Sender<GuestEvent>,
+    client: Mutex<Client>,
+}
+
+impl QemuGuest {
+    /// Connects to a process's monitor and has it say that it is this guest.
+    pub async fn attach(process: Arc<Process>, uid: uuid::Uuid, directory: PathBuf, deadline: Duration) -> Result<Arc<Self>, HypervisorError> {
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let client = connect(&directory, uid, &events, deadline).await.map_err(into_error)?;
+        let guest = Arc::new(Self {
+            uid,
+            directory,
+            process,
+            events,
+            client: Mutex::new(client),
+        });
+        tokio::spawn(report_end(Arc::downgrade(&guest), guest.process.clone(), guest.events.clone()));
+        Ok(guest)
+    }
+
+    /// QEMU's version.
+    async fn version(&self) -> Result<Version, HypervisorError> {
+        Ok(self.client().await?.version())
+    }
+
+    /// The connection, made anew if it was lost while the process lives.
+    async fn client(&self) -> Result<Client, HypervisorError> {
+        let mut client = self.client.lock().await;
+        if client.is_closed() {
+            if self.process.has_ended() {
+                return Err(HypervisorError::Died);
+            }
+            *client = match connect(&self.directory, self.uid, &self.events, Duration::from_secs(5)).await {
+                Ok(client) => client,
+                Err(error) => return Err(self.judge(error).await),
+            };
+        }
+        Ok(client.clone())
+    }
+
+    async fn call(&self, command: Command) -> Result<Value, HypervisorError> {
+        match self.client().await?.call(command).await {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.judge(error).await),
+        }
+    }
+
+    /// A closed connection may mean a process that is about to be gone.
+    async fn judge(&self, error: QmpError) -> HypervisorError {
+        match error {
+            QmpError::Closed if timeout(SETTLE, self.process.ended()).await.is_ok() => HypervisorError::Died,
+            error @ (QmpError::Closed | QmpError::Deadline { .. } | QmpError::Refused { .. } | QmpError::Protocol(_)) => into_error(error),
+        }
+    }
+
+    async fn status(&self) -> Result<String, HypervisorError> {
+        let answer = self.call(Command::new("query-status")).await?;
+        text(&answer, "status").map(bounded).ok_or_else(|| HypervisorError::Protocol("query-status has no status".into()))
+    }
+
+    async fn set_capabilities(&self, source: bool) -> Result<(), HypervisorError> {
+        let mut wanted = vec![("events", true), ("return-path", true), ("validate-uuid", true), ("pause-before-switchover", source)];
+        if self.version().await? < LATE_BLOCK_ACTIVATE_UNTIL {
+            wanted.push(("late-block-activate", true));
+        }
+        let list: Vec<Value> = wanted.iter().map(|(name, state)| json!({"capability": name, "state": state})).collect();
+        self.call(Command::new("migrate-set-capabilities").with(json!({ "capabilities": list }))).await?;
+        Ok(())
+    }
+
+    /// Gives QEMU the stream's socket, then the command that uses it; takes it back if that fails.
+    async fn start_stream(&self, channel: OwnedFd, command: Command) -> Result<(), HypervisorError> {
+        let name = json!({ "fdname": STREAM_NAME });
+        self.call(Command::new("getfd").with(name.clone()).passing(channel)).await?;
+        if let Err(error) = self.call(command).await {
+            if let Err(second) = self.call(Command::new("closefd").with(name)).await {
+                tracing::debug!(error = %second, "QEMU has used or dropped the stream's socket already");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Waits until the stream can change no more by itself. Events only make it quicker: the answer counts.
+    async fn until_final(&self) -> Result<StreamState, HypervisorError> {
+        let mut events = self.events.subscribe();
+        loop {
+            let state = self.stream().await?.state;
+            if states::is_final(state) {
+                return Ok(state);
+            }
+            let news = async {
+                loop {
+                    match events.recv().await {
+                        Ok(event) if !matches!(event.kind, GuestEventKind::Stream(_) | GuestEventKind::Died) => {}
+                        Ok(_) | Err(_) => return,
+                    }
+                }
+            };
+            let _ = timeout(Duration::from_millis(100), news).await;
+        }
+    }
+
+    /// After a failed or cancelled stream QEMU stays in `finish-migrate` for some milliseconds, and refuses to go
+    /// on meanwhile.
+    async fn settled_status(&self) -> Result<String, HypervisorError> {
+        let give_up = tokio::time::Instant::now() + SETTLE;
+        loop {
+            let status = self.status().await?;
+            let unsettled = status == "finish-migrate" && matches!(self.stream().await?.state, StreamState::Failed | StreamState::Cancelled);
+            if !unsettled || tokio::time::Instant::now() >= give_up {
+                return Ok(status);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Guest for QemuGuest {
+    fn process(&self) -> ProcessRecord {
+        self.process.record().clone()
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
+        self.events.subscribe()
+    }
+
+    async fn run_state(&self) -> Result<RunState, HypervisorError> {
+        Ok(states::run_state(&self.status().await?))
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.call(Command::new("stop")).await?;
+        match self.run_state().await? {
+            RunState::Running => Err(refused("stop", "the guest runs on")),
+            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => Ok(()),
+        }
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        let before = self.settled_status().await?;
+        match states::run_state(&before) {
+            RunState::Running => return Ok(()),
+            // QEMU would take it, and run the guest by itself once it is loaded.
+            RunState::Incoming => return Err(refused("cont", "the guest has not been received yet")),
+            RunState::Paused | RunState::StoppedForMigration | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => {}
+        }
+        self.call(Command::new("cont")).await?;
+        match self.run_state().await? {
+            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => Err(refused("cont", "the guest does not run")),
+            // It may have run, and stopped for a reason of its own.
+            RunState::Running | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => Ok(()),
+        }
+    }
+
+    async fn destroy(&self, deadline: Duration) -> Result<(), HypervisorError> {
+        let half = deadline / 2;
+        let polite = async {
+            // Whatever it answers, what counts is that it ends.
+            if let Err(error) = self.call(Command::new("quit")).await {
+                tracing::debug!(%error, "QEMU did not answer quit");
+            }
+            self.process.ended().await
+        };
+        if !self.process.has_ended() && timeout(half, polite).await.is_err() {
+            self.process.signal(Signal::TERM).map_err(|error| system("ending the guest's process", error))?;
+            if timeout(half, self.process.ended()).await.is_err() {
+                tracing::warn!(uid = %self.uid, "the guest's process does not end by itself and is killed");
+                kill(&self.process).await?;
+            }
+        }
+        remove_sockets(&self.directory);
+        Ok(())
+    }
+
+    async fn migration_blockers(&self) -> Result<Vec<String>, HypervisorError> {
+        let answer = self.call(Command::new("query-migrate")).await?;
+        let reasons = answer.get("blocked-reasons").and_then(Value::as_array);
+        Ok(reasons.into_iter().flatten().filter_map(Value::as_str).take(MAX_BLOCKERS).map(bounded).collect())
+    }
+
+    async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError> {
+        self.set_capabilities(true).await?;
+        self.set_limits(limits).await?;
+        self.start_stream(channel, Command::new("migrate").with(json!({ "uri": format!("fd:{STREAM_NAME}") }))).await
+    }
+
+    async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError> {
+        self.set_capabilities(false).await?;
+        let mut arguments = json!({ "uri": format!("fd:{STREAM_NAME}") });
+        // An older QEMU ends when the stream breaks, and is then reported as died.
+        if let (true, Some(arguments)) = (self.version().await? >= EXIT_ON_ERROR_SINCE, arguments.as_object_mut()) {
+            arguments.insert("exit-on-error".into(), false.into());
+        }
+        self.start_stream(channel, Command::new("migrate-incoming").with(arguments)).await
+    }
+
+    async fn stream(&self) -> Result<StreamStatus, HypervisorError> {
+        let answer = self.call(Command::new("query-migrate")).await?;
+        let state = match text(&answer, "status") {
+            None => StreamState::None,
+            Some(status) => states::stream_state(status).ok_or_else(|| HypervisorError::Protocol(format!("unknown state of a stream: {}", bounded(status))))?,
+        };
+        Ok(StreamStatus {
+            state,
+            error: text(&answer, "error-desc").map(bounded),
+            figures: states::stream_figures(&answer),
+        })
+    }
+
+    async fn set_limits(&self, limits: StreamLimits) -> Result<(), HypervisorError> {
+        let downtime = limits.downtime.as_micros().div_ceil(1000).clamp(1, MAX_DOWNTIME_MILLIS);
+        // QEMU counts in a signed number.
+        let bandwidth = i64::try_from(limits.bandwidth).unwrap_or(i64::MAX);
+        let parameters = json!({"max-bandwidth": bandwidth, "downtime-limit": u64::try_from(downtime).unwrap_or(1)});
+        self.call(Command::new("migrate-set-parameters").with(parameters)).await?;
+        Ok(())
+    }
+
+    async fn switch_over(&self) -> Result<(), HypervisorError> {
+        self.call(Command::new("migrate-continue").with(json!({"state": "pre-switchover"}))).await?;
+        Ok(())
+    }
+
+    async fn cancel_stream(&self) -> Result<(), HypervisorError> {
+        let polite = async {
+            if !states::is_final(self.stream().await?.state) {
+                self.call(Command::new("migrate_cancel")).await?;
+            }
+            self.until_final().await
+        };
+        match timeout(POLITE_CANCEL, polite).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(HypervisorError::Died)) => return Err(HypervisorError::Died),
+            Ok(Err(error)) => tracing::warn!(%error, "the stream could not be cancelled and is cut"),
+            Err(_) => tracing::warn!(uid = %self.uid, "the stream does not end after a cancel and is cut"),
+        }
+        let give_up = tokio::time::Instant::now() + FORCED_CANCEL;
+        let cut = Command::new("yank").with(json!({"instances": [{"type": "migration"}]})).out_of_band();
+        if let Err(error) = self.call(cut).await {
+            // It is refused where the stream ended in between.
+            tracing::warn!(%error, "cutting the stream");
+        }
+        let late = |_| HypervisorError::Deadline {
+            command: "migrate_cancel".into(),
+            deadline: POLITE_CANCEL + FORCED_CANCEL,
+        };
+        timeout_at(give_up, self.until_final()).await.map_err(late)?.map(|_| ())
+    }
+
+    async fn set_disks_active(&self, active: bool) -> Result<(), HypervisorError> {
+        self.call(Command::new("blockdev-set-active").with(json!({ "active": active }))).await?;
+        Ok(())
+    }
+
+    async fn resident_bytes(&self) -> Result<u64, HypervisorError> {
+        self.process.resident_bytes().map_err(|error| {
+            if self.process.has_ended() {
+                HypervisorError::Died
+            } else {
+                system("reading the guest's memory use", error)
+            }
+        })
+    }
+}
+
+/// Kills a process and waits until it is gone.
+pub async fn kill(process: &Process) -> Result<(), HypervisorError> {
+    process.signal(Signal::KILL).map_err(|error| system("killing the guest's process", error))?;
+    let late = |_| HypervisorError::Deadline {
+        command: "SIGKILL".into(),
+        deadline: KILLED,
+    };
+    timeout(KILLED, process.ended()).await.map_err(late)?.map_err(|error| system("waiting for the guest's process", error))?;
+    Ok(())
+}
+
+/// Removes what a process leaves in its directory when it cannot do so itself.
+pub fn remove_sockets(directory: &std::path::Path) {
+    for name in [MONITOR_SOCKET, argv::CONSOLE_SOCKET] {
+        match std::fs::remove_file(directory.join(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, name, directory = %directory.display(), "a guest's socket stays"),
+        }
+    }
+}
+
+async fn connect(directory: &std::path::Path, uid: uuid::Uuid, events: &broadcast::Sender<GuestEvent>, deadline: Duration) -> Result<Client, QmpError> {
+    let events = events.clone();
+    let path = directory.join(MONITOR_SOCKET);
+    let work = async {
+        // Where the process is gone, nobody listens.
+        let stream = UnixStream::connect(path).await.map_err(|_| QmpError::Closed)?;
+        let on_event = move |raw| {
+            if let Some(event) = event::meaning(&raw) {
+                // Nobody may be listening.
+                let _ = events.send(event);
+            }
+        };
+        let client = Client::greet(stream, deadline, on_event).await?;
+        // The directory belongs to the guest's user: what answers there must also say that it is this guest.
+        let answer = client.call(Command::new("query-uuid")).await?;
+        match text(&answer, "UUID").and_then(|found| found.parse::<uuid::Uuid>().ok()) {
+            Some(found) if found == uid => Ok(client),
+            found @ (Some(_) | None) => Err(QmpError::Protocol(format!("the process behind the monitor is another guest: {found:?}"))),
+        }
+    };
+    let late = |_| QmpError::Deadline {
+        command: "the connection",
+        deadline,
+    };
+    timeout(deadline, work).await.map_err(late)?
+}
+
+/// Says once that the process is gone, after the last of its own events.
+async fn report_end(guest: std::sync::Weak<QemuGuest>, process: Arc<Process>, events: broadcast::Sender<GuestEvent>) {
+    if let Err(error) = process.ended().await {
+        tracing::warn!(%error, "waiting for the guest's process");
+        return;
+    }
+    if let Some(guest) = guest.upgrade()
+        && let Ok(client) = timeout(SETTLE, guest.client.lock()).await.map(|client| client.clone())
+    {
+        let _ = timeout(SETTLE, client.closed()).await;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Nobody may be listening.
+    let _ = events.send(GuestEvent {
+        at_micros: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
+        kind: GuestEventKind::Died,
+    });
+}
+
+fn text<'a>(answer: &'a Value, field: &str) -> Option<&'a str> {
+    answer.get(field).and_then(Value::as_str)
+}
+
+fn refused(command: &str, message: &str) -> HypervisorError {
+    HypervisorError::Command {
+        command: command.into(),
+        message: message.into(),
+    }
+}
+
+/// An error of the operating system.
+pub fn system(action: &str, source: std::io::Error) -> HypervisorError {
+    HypervisorError::System {
+        action: action.into(),
+        source,
+    }
+}
+
+/// A monitor's error where nothing is known about the process.
+pub fn into_error(error: QmpError) -> HypervisorError {
+    match error {
+        QmpError::Closed => HypervisorError::Protocol("the monitor's connection was closed".into()),
+        QmpError::Deadline { command, deadline } => HypervisorError::Deadline {
+            command: command.into(),
+            deadline,
+        },
+        QmpError::Refused { command, class: _, message } => refused(command, &message),
+        QmpError::Protocol(reason) => HypervisorError::Protocol(reason),
+    }
+}

@@ -1,0 +1,189 @@
+//! Starting a QEMU process: descriptors that it inherits, its log, its user.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat};
+
+use super::qmp::wire::bounded;
+
+/// Descriptors in the child begin here, above the standard streams and with room for what its libraries open.
+const FIRST_DESCRIPTOR: i32 = 10;
+
+/// The longest part of a log that is read, in bytes.
+const LOG_TAIL_BYTES: u64 = 4096;
+
+/// The largest kernel or initial RAM file system that is copied, in bytes.
+const MAX_BOOT_FILE_BYTES: u64 = 1 << 30;
+
+/// Descriptors that a child inherits, under numbers of our choice.
+#[derive(Default)]
+pub struct Inherited {
+    mappings: Vec<FdMapping>,
+}
+
+impl Inherited {
+    /// Adds one; answers its number in the child.
+    pub fn add(&mut self, file: impl Into<OwnedFd>) -> i32 {
+        let child_fd = self.mappings.iter().map(|mapping| mapping.child_fd + 1).max().unwrap_or(FIRST_DESCRIPTOR);
+        self.mappings.push(FdMapping {
+            parent_fd: file.into(),
+            child_fd,
+        });
+        child_fd
+    }
+}
+
+/// What a process says about itself, in a file.
+pub struct Log {
+    file: File,
+    /// Where this process's part begins.
+    start: u64,
+}
+
+impl Log {
+    /// A log in memory, for a process that lives shortly.
+    pub fn in_memory() -> io::Result<Self> {
+        let file = File::from(memfd_create("godwit-log", MemfdFlags::CLOEXEC)?);
+        Ok(Self { file, start: 0 })
+    }
+
+    /// A log in a guest's directory. The directory is the guest's user's, who may have put anything in the place.
+    pub fn beneath(directory: &Path, name: &str) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = openat(CWD, directory.join(name), flags, Mode::RUSR | Mode::WUSR)?;
+        let found = fstat(&file)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} is not a plain file")));
+        }
+        let mut file = File::from(file);
+        let start = file.seek(io::SeekFrom::End(0))?;
+        Ok(Self { file, start })
+    }
+
+    /// The last lines of what the process has said, within bounds.
+    pub fn tail(&self) -> String {
+        let Ok(end) = self.file.metadata().map(|metadata| metadata.len()) else { return String::new() };
+        let from = end.saturating_sub(LOG_TAIL_BYTES).max(self.start);
+        let mut bytes = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
+        let read = self.file.read_at(&mut bytes, from).unwrap_or(0);
+        let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()).into_owned();
+        let mut last: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).rev().take(4).collect();
+        last.reverse();
+        bounded(&last.join("; "))
+    }
+}
+
+/// Starts a process that this one's end does not touch, and that inherits nothing but what it is given.
+pub fn spawn(program: &Path, arguments: &[String], inherited: Inherited, user: Option<u32>, log: &Log) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.file.try_clone()?)
+        .stderr(log.file.try_clone()?)
+        // Not ours: an interrupt for the agent is not for its guests.
+        .process_group(0);
+    if let Some(user) = user {
+        // Supplementary groups are dropped with it.
+        command.uid(user).gid(user);
+    }
+    command.fd_mappings(inherited.mappings).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    command.spawn()
+}
+
+/// Makes sure that `user` can open a kernel's file again through `/proc/self/fd`, which QEMU does: as it is if
+/// everybody may read it, else as a sealed copy in memory.
+pub fn boot_file(file: OwnedFd, user: Option<u32>) -> io::Result<OwnedFd> {
+    let mode = Mode::from_raw_mode(fstat(&file)?.st_mode);
+    if user.is_none() || mode.contains(Mode::ROTH) {
+        return Ok(file);
+    }
+    let copy = memfd_create("godwit-boot-file", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut source = File::from(file).take(MAX_BOOT_FILE_BYTES + 1);
+    let mut copy = File::from(copy);
+    if io::copy(&mut source, &mut copy)? > MAX_BOOT_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a kernel or initial RAM file system has at most 1 GiB"));
+    }
+    fcntl_add_seals(copy.as_fd(), SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(copy.into())
+}
+
+/// A file in memory with these bytes.
+pub fn in_memory(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all_at(bytes, 0)?;
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    #[test]
+    fn a_child_has_its_descriptors_and_no_others() {
+        let log = Log::in_memory().unwrap();
+        let mut inherited = Inherited::default();
+        let numbers = [inherited.add(in_memory("one", b"first").unwrap()), inherited.add(in_memory("two", b"second").unwrap())];
+        assert_eq!(numbers, [10, 11]);
+        let script = "cat <&11; echo; for f in 0 1 2 3 4 5 6 7 8 9 10 11 12 13; do [ -e /proc/$$/fd/$f ] && echo $f; done";
+        let mut child = spawn(Path::new("/bin/sh"), &["-c".into(), script.into()], inherited, None, &log).unwrap();
+        child.wait().unwrap();
+        assert_eq!(log.tail(), "2; 10; 11");
+    }
+
+    #[test]
+    fn a_log_is_not_written_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("precious");
+        std::fs::write(&target, "x").unwrap();
+        symlink(&target, directory.path().join("link")).unwrap();
+        std::fs::hard_link(&target, directory.path().join("hard")).unwrap();
+        assert!(Log::beneath(directory.path(), "link").is_err());
+        assert!(Log::beneath(directory.path(), "hard").is_err());
+        assert!(Log::beneath(directory.path(), "qemu.log").is_ok());
+    }
+
+    #[test]
+    fn a_logs_tail_begins_with_this_process_and_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("qemu.log"), "old words\n").unwrap();
+        let log = Log::beneath(directory.path(), "qemu.log").unwrap();
+        assert_eq!(log.tail(), "");
+        (&log.file).write_all(b"new \x1b[2J words\n").unwrap();
+        assert_eq!(log.tail(), "new  [2J words");
+        (&log.file).write_all("long ".repeat(100_000).as_bytes()).unwrap();
+        assert!(log.tail().len() <= 1024);
+    }
+
+    #[test]
+    fn a_private_kernel_is_copied_and_a_public_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        std::fs::write(&path, "kernel").unwrap();
+        let opened = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            OwnedFd::from(File::open(&path).unwrap())
+        };
+        let inode = |file: &OwnedFd| fstat(file).unwrap().st_ino;
+        let public = opened(0o644);
+        let before = inode(&public);
+        assert_eq!(inode(&boot_file(public, Some(1234)).unwrap()), before);
+        let copy = boot_file(opened(0o600), Some(1234)).unwrap();
+        assert_ne!(inode(&copy), before);
+        assert!(Mode::from_raw_mode(fstat(&copy).unwrap().st_mode).contains(Mode::ROTH));
+        assert!(File::from(copy).write_at(b"x", 0).is_err());
+    }
+}
