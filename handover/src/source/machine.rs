@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::{Own, SealEntry, Source, SourceEffect, SourceEntry, SourceEvent, SourceReport, Stage, Undo};
+use super::{
+    Own, Reading, SealEntry, Source, SourceEffect, SourceEntry, SourceEvent, SourceReport, Stage, Undo,
+};
 use crate::convergence::{self, Pass};
 use crate::gates::Gates;
 use crate::terms::{Cause, Channel, Go, GoEvidence, RecordView, Refusal, Step, Terms, Wanted};
@@ -36,6 +38,7 @@ impl Source {
             budget,
             wanted,
             path_proven: false,
+            reading: None,
             stage: Stage::BeginJournal,
         };
         Ok((source, Step::one(SourceEffect::Journal(entry))))
@@ -125,10 +128,8 @@ impl Source {
             | Stage::Switching { .. }
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
-            | Stage::Settling { .. }
             | Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -151,11 +152,9 @@ impl Source {
             | Stage::Gate { .. } => Step::refuse(Refusal::TooEarly),
             Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
-            | Stage::Released
-            | Stage::Settling { .. } => Step::none(),
+            | Stage::Released => Step::none(),
             Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -192,14 +191,8 @@ impl Source {
 
     fn confirm(&mut self) -> Out {
         match self.stage {
-            Stage::GoSent { go, own } => {
-                self.stage = Stage::Confirming { go, own };
-                Step::one(SourceEffect::ReadRecord)
-            }
-            Stage::Confirming { .. }
-            | Stage::ReleaseJournal { .. }
-            | Stage::Releasing { .. }
-            | Stage::Released => Step::none(),
+            Stage::GoSent { .. } => self.read_record(Reading::Confirm),
+            Stage::ReleaseJournal { .. } | Stage::Releasing { .. } | Stage::Released => Step::none(),
             Stage::BeginJournal
             | Stage::Begun
             | Stage::Connecting
@@ -208,8 +201,7 @@ impl Source {
             | Stage::Sealed { .. }
             | Stage::Gate { .. }
             | Stage::Switching { .. }
-            | Stage::GoJournal { .. }
-            | Stage::Settling { .. } => Step::refuse(Refusal::TooEarly),
+            | Stage::GoJournal { .. } => Step::refuse(Refusal::TooEarly),
             Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -221,11 +213,8 @@ impl Source {
 
     fn settle(&mut self) -> Out {
         match self.stage {
-            Stage::Switching { .. } | Stage::GoSent { .. } => {
-                self.stage = Stage::Settling {
-                    back: Box::new(self.stage.clone()),
-                };
-                Step::one(SourceEffect::ReadRecord)
+            Stage::Switching { .. } | Stage::GoJournal { .. } | Stage::GoSent { .. } => {
+                self.read_record(Reading::Settle)
             }
             Stage::BeginJournal
             | Stage::Begun
@@ -233,13 +222,10 @@ impl Source {
             | Stage::Streaming { .. }
             | Stage::Sealing
             | Stage::Sealed { .. }
-            | Stage::Gate { .. }
-            | Stage::GoJournal { .. } => Step::refuse(Refusal::TooEarly),
-            Stage::Confirming { .. }
-            | Stage::ReleaseJournal { .. }
+            | Stage::Gate { .. } => Step::refuse(Refusal::TooEarly),
+            Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
             | Stage::Released
-            | Stage::Settling { .. }
             | Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -247,6 +233,14 @@ impl Source {
             | Stage::Aborted { .. }
             | Stage::Lost { .. } => Step::none(),
         }
+    }
+
+    fn read_record(&mut self, reading: Reading) -> Out {
+        if self.reading.is_some() {
+            return Step::none();
+        }
+        self.reading = Some(reading);
+        Step::one(SourceEffect::ReadRecord)
     }
 
     /// Rule 1: up to the gate the source gives up on its own; from the switchover on nobody's word is enough.
@@ -267,11 +261,9 @@ impl Source {
             Stage::Switching { .. }
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
-            | Stage::Released
-            | Stage::Settling { .. } => {
+            | Stage::Released => {
                 return if ordered {
                     Step::refuse(Refusal::TooLate)
                 } else {
@@ -412,10 +404,8 @@ impl Source {
             }
             Stage::Switching { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::Releasing { .. }
             | Stage::Released
-            | Stage::Settling { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
             | Stage::Restoring { .. }
@@ -522,11 +512,9 @@ impl Source {
             | Stage::Switching { .. }
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
             | Stage::Released
-            | Stage::Settling { .. }
             | Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -575,15 +563,8 @@ impl Source {
             && *own == Own::Running
         {
             *own = Own::Completed;
-            return self.consider_go();
         }
-        if let Stage::Settling { back } = &mut self.stage
-            && let Stage::Switching { own, .. } = back.as_mut()
-            && *own == Own::Running
-        {
-            *own = Own::Completed;
-        }
-        Step::none()
+        self.consider_go()
     }
 
     fn stream_failed(&mut self, running: bool) -> Out {
@@ -597,18 +578,10 @@ impl Source {
                 let release = fail_own(own, running);
                 self.after_late_failure(running, release)
             }
-            Stage::Settling { back } => {
-                let Stage::Switching { own, .. } = back.as_mut() else {
-                    return Step::none();
-                };
-                let release = fail_own(own, running);
-                self.after_late_failure(running, release)
-            }
             Stage::BeginJournal
             | Stage::Begun
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
             | Stage::Released
@@ -651,11 +624,9 @@ impl Source {
             | Stage::Switching { .. }
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
             | Stage::Released
-            | Stage::Settling { .. }
             | Stage::AbortJournal { .. }
             | Stage::Reclaiming { .. }
             | Stage::Restoring { .. }
@@ -665,15 +636,9 @@ impl Source {
     }
 
     fn disks_released(&mut self) -> Out {
-        let own = match &mut self.stage {
-            Stage::Switching { own, .. } => own,
-            Stage::Settling { back } => match back.as_mut() {
-                Stage::Switching { own, .. } => own,
-                _ => return Step::none(),
-            },
-            _ => return Step::none(),
-        };
-        if *own == Own::Failed {
+        if let Stage::Switching { own, .. } = &mut self.stage
+            && *own == Own::Failed
+        {
             *own = Own::Released;
         }
         self.consider_go()
@@ -704,32 +669,43 @@ impl Source {
 
     /// Rules 1, 4 and 6: only a record that was read, and names this migration, moves the source here.
     fn record_read(&mut self, record: Option<&RecordView>) -> Out {
-        match &self.stage {
-            Stage::Confirming { go, own } => {
-                if record.is_some_and(|r| r.advanced_for(&self.terms)) {
-                    self.stage = Stage::ReleaseJournal { go: *go };
-                    return Step::one(SourceEffect::Journal(SourceEntry::Released));
-                }
-                self.stage = Stage::GoSent { go: *go, own: *own };
-                Step::none()
+        let Some((reading, record)) = self.reading.take().zip(record) else {
+            return Step::none();
+        };
+        let (own, go) = match self.stage {
+            Stage::Switching { own, .. } => (own, None),
+            Stage::GoJournal { own, .. } => (own, None),
+            Stage::GoSent { go, own } => (own, Some(go)),
+            Stage::BeginJournal
+            | Stage::Begun
+            | Stage::Connecting
+            | Stage::Streaming { .. }
+            | Stage::Sealing
+            | Stage::Sealed { .. }
+            | Stage::Gate { .. }
+            | Stage::ReleaseJournal { .. }
+            | Stage::Releasing { .. }
+            | Stage::Released
+            | Stage::AbortJournal { .. }
+            | Stage::Undoing { .. }
+            | Stage::Reclaiming { .. }
+            | Stage::Restoring { .. }
+            | Stage::Aborted { .. }
+            | Stage::Lost { .. } => return Step::none(),
+        };
+        if record.reverted_for(&self.terms) {
+            return if own == Own::Dead {
+                self.end_lost(Cause::SourceDied)
+            } else {
+                self.journal_abort(Cause::Reverted, Undo::Switchover)
+            };
+        }
+        match (reading, go) {
+            (Reading::Confirm, Some(go)) if record.advanced_for(&self.terms) => {
+                self.stage = Stage::ReleaseJournal { go };
+                Step::one(SourceEffect::Journal(SourceEntry::Released))
             }
-            Stage::Settling { back } => {
-                let back = back.as_ref().clone();
-                let dead = matches!(
-                    back,
-                    Stage::Switching { own: Own::Dead, .. } | Stage::GoSent { own: Own::Dead, .. }
-                );
-                if record.is_some_and(|r| r.reverted_for(&self.terms)) {
-                    return if dead {
-                        self.end_lost(Cause::SourceDied)
-                    } else {
-                        self.journal_abort(Cause::Reverted, Undo::Switchover)
-                    };
-                }
-                self.stage = back;
-                self.consider_go()
-            }
-            _ => Step::none(),
+            (Reading::Confirm | Reading::Settle, _) => Step::none(),
         }
     }
 
@@ -761,17 +737,21 @@ impl Source {
                 own: Own::Failed | Own::Released,
                 ..
             } if wanted == Wanted::Run => self.journal_abort(Cause::StreamFailed, Undo::RunsAlready),
-            Stage::Settling { back } => match (back.as_ref(), wanted) {
-                (
-                    Stage::Switching {
-                        own: Own::Failed | Own::Released,
-                        ..
-                    },
-                    Wanted::Run,
-                ) => self.journal_abort(Cause::StreamFailed, Undo::RunsAlready),
-                (_, _) => Step::none(),
-            },
-            _ => Step::none(),
+            Stage::Sealing
+            | Stage::Sealed { .. }
+            | Stage::Gate { .. }
+            | Stage::Switching { .. }
+            | Stage::GoJournal { .. }
+            | Stage::GoSent { .. }
+            | Stage::ReleaseJournal { .. }
+            | Stage::Releasing { .. }
+            | Stage::Released
+            | Stage::AbortJournal { .. }
+            | Stage::Undoing { .. }
+            | Stage::Reclaiming { .. }
+            | Stage::Restoring { .. }
+            | Stage::Aborted { .. }
+            | Stage::Lost { .. } => Step::none(),
         }
     }
 
@@ -800,11 +780,9 @@ impl Source {
             Stage::Switching { .. }
             | Stage::GoJournal { .. }
             | Stage::GoSent { .. }
-            | Stage::Confirming { .. }
             | Stage::ReleaseJournal { .. }
             | Stage::Releasing { .. }
             | Stage::Released
-            | Stage::Settling { .. }
             | Stage::AbortJournal { .. }
             | Stage::Undoing { .. }
             | Stage::Reclaiming { .. }
@@ -832,14 +810,8 @@ impl Source {
                 *own = Own::Dead;
                 self.consider_go()
             }
-            Stage::GoJournal { own, .. } | Stage::GoSent { own, .. } | Stage::Confirming { own, .. } => {
+            Stage::GoJournal { own, .. } | Stage::GoSent { own, .. } => {
                 *own = Own::Dead;
-                Step::none()
-            }
-            Stage::Settling { back } => {
-                if let Stage::Switching { own, .. } | Stage::GoSent { own, .. } = back.as_mut() {
-                    *own = Own::Dead;
-                }
                 Step::none()
             }
             Stage::Releasing { .. } => {
@@ -893,11 +865,9 @@ fn report_of(stage: &Stage) -> SourceReport {
             ready: true,
         },
         // While the source lets go its process may still live: the driver waits for Released.
-        Stage::GoSent { go, .. }
-        | Stage::Confirming { go, .. }
-        | Stage::ReleaseJournal { go }
-        | Stage::Releasing { go } => SourceReport::GoSent(*go),
-        Stage::Settling { back } => report_of(back),
+        Stage::GoSent { go, .. } | Stage::ReleaseJournal { go } | Stage::Releasing { go } => {
+            SourceReport::GoSent(*go)
+        }
         Stage::Released => SourceReport::Released,
         Stage::AbortJournal { cause, .. }
         | Stage::Undoing { cause }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! BeginJournal → Begun → Connecting → Streaming → Sealing → Sealed → Gate → Switching → GoJournal → GoSent
-//!                                         └───────(unsealed)───────────┘       → Confirming → Releasing → Released
+//!                                         └───────(unsealed)───────────┘    → ReleaseJournal → Releasing → Released
 //! any of them up to Gate → AbortJournal → Undoing → Restoring → Aborted
 //! Switching, GoSent, with a record read to say Reverted → AbortJournal → Reclaiming → Restoring → Aborted
 //! ```
@@ -29,6 +29,8 @@ pub struct Source {
     pub(crate) budget: std::time::Duration,
     pub(crate) wanted: Wanted,
     pub(crate) path_proven: bool,
+    /// The record is being read, and on which order.
+    pub(crate) reading: Option<Reading>,
     pub(crate) stage: Stage,
 }
 
@@ -66,11 +68,6 @@ pub(crate) enum Stage {
         go: Go,
         own: Own,
     },
-    /// The record is being read before the source is destroyed.
-    Confirming {
-        go: Go,
-        own: Own,
-    },
     ReleaseJournal {
         go: Go,
     },
@@ -78,10 +75,6 @@ pub(crate) enum Stage {
         go: Go,
     },
     Released,
-    /// The record is being read to see whether the source may take the guest back.
-    Settling {
-        back: Box<Stage>,
-    },
     AbortJournal {
         cause: Cause,
         undo: Undo,
@@ -101,6 +94,15 @@ pub(crate) enum Stage {
     Lost {
         cause: Cause,
     },
+}
+
+/// On which order the record is being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reading {
+    /// The destination has reported that it holds the guest: an advanced record lets the source go.
+    Confirm,
+    /// The driver believes that the destination has given the guest up.
+    Settle,
 }
 
 /// Whether the proof of the seal is on disk yet. It is written while the rest of the memory travels.

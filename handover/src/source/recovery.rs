@@ -91,6 +91,7 @@ impl Source {
             budget: story.budget,
             wanted,
             path_proven: false,
+            reading: None,
             stage,
         };
         Some((source, Step::many(effects)))
