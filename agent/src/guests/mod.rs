@@ -6,7 +6,10 @@
 pub mod definition;
 pub mod error;
 pub mod manager;
+pub mod process;
+pub mod record;
 pub mod types;
+pub mod words;
 
 pub use definition::Definition;
 pub use error::GuestError;

@@ -1,0 +1,185 @@
+//! What can be known about a process from outside, without asking it.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
+
+use crate::hypervisor::ProcessRecord;
+
+/// The kernel's boot id: another one means that no process of before lives.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// The start time of a process in clock ticks since boot, or `None` if there is no such process.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the fields after it are plain. The start time is the 22nd of all.
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// What identifies a process that lives now.
+pub fn identify(pid: u32) -> Option<ProcessRecord> {
+    Some(ProcessRecord {
+        pid,
+        start_time: start_time(pid)?,
+        boot_id: boot_id().ok()?,
+    })
+}
+
+/// Kills a recorded process and waits until it is gone. Another process under its pid is left alone: the pidfd is
+/// opened first and the start time compared afterwards.
+pub async fn kill(process: &ProcessRecord, deadline: Duration) -> io::Result<()> {
+    if process.boot_id != boot_id()? {
+        return Ok(());
+    }
+    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
+        return Ok(());
+    };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    };
+    if start_time(process.pid) != Some(process.start_time) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let pidfd = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?;
+    match tokio::time::timeout(deadline, pidfd.readable()).await {
+        Ok(ready) => ready.map(drop),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("process {} did not end", process.pid),
+        )),
+    }
+}
+
+/// The processes that have to do with a guest's directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// They listen on a socket in it: a hypervisor does.
+    pub listeners: Vec<u32>,
+    /// They name it in their arguments: a hypervisor that is just starting, or any tool.
+    pub mentions: Vec<u32>,
+}
+
+/// Looks through the whole process table for users of `directory`.
+pub fn users_of(directory: &Path) -> io::Result<Users> {
+    let sockets = sockets_in(directory)?;
+    let mut users = Users::default();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        if !sockets.is_empty() && holds_any(pid, &sockets) {
+            users.listeners.push(pid);
+        } else if pid != std::process::id() && names(pid, directory) {
+            users.mentions.push(pid);
+        }
+    }
+    Ok(users)
+}
+
+/// The inodes of the listening Unix sockets that were bound beneath `directory`.
+fn sockets_in(directory: &Path) -> io::Result<Vec<String>> {
+    let table = fs::read_to_string("/proc/net/unix")?;
+    Ok(table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let listening = fields.nth(3)? == "00010000";
+            let inode = fields.nth(2)?;
+            let path = fields.next()?;
+            (listening && Path::new(path).starts_with(directory)).then(|| format!("socket:[{inode}]"))
+        })
+        .collect())
+}
+
+fn holds_any(pid: u32, sockets: &[String]) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|d| fs::read_link(d.path()).ok())
+        .any(|link| sockets.iter().any(|socket| Path::new(socket) == link))
+}
+
+fn names(pid: u32, directory: &Path) -> bool {
+    let needle = directory.as_os_str().as_bytes();
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.windows(needle.len()).any(|w| w == needle))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_and_a_mention_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(users_of(directory.path()).unwrap(), Users::default());
+        let _listener = UnixListener::bind(directory.path().join("qmp.sock")).unwrap();
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .arg0_mention(directory.path())
+            .spawn()
+            .unwrap();
+        let users = users_of(directory.path()).unwrap();
+        let child_id = child.id();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(users.listeners, [std::process::id()]);
+        assert_eq!(users.mentions, [child_id]);
+    }
+
+    trait Arg0 {
+        fn arg0_mention(&mut self, path: &Path) -> &mut Self;
+    }
+
+    impl Arg0 for Command {
+        fn arg0_mention(&mut self, path: &Path) -> &mut Self {
+            use std::os::unix::process::CommandExt;
+            self.arg0(path.join("x"))
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_recorded_process_is_killed() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = identify(child.id()).unwrap();
+        let other_start = ProcessRecord {
+            start_time: process.start_time + 1,
+            ..process.clone()
+        };
+        kill(&other_start, Duration::from_secs(5)).await.unwrap();
+        let other_boot = ProcessRecord {
+            boot_id: "another".into(),
+            ..process.clone()
+        };
+        kill(&other_boot, Duration::from_secs(5)).await.unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "the process lives");
+        kill(&process, Duration::from_secs(5)).await.unwrap();
+        assert!(!child.wait().unwrap().success());
+        kill(&process, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(identify(child.id()), None);
+    }
+}
