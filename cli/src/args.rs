@@ -56,10 +56,10 @@ pub enum Command {
     #[command(after_help = CANCEL_HELP)]
     Cancel(CancelArgs),
     /// List guests and where they run
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = LIST_HELP)]
     Guests(GuestsArgs),
     /// List hosts
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = LIST_HELP)]
     Hosts(HostsArgs),
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_HELP)]
@@ -152,32 +152,36 @@ pub struct CompletionArgs {
     pub shell: Shell,
 }
 
+// No doc comments on the variants below: clap would turn each `--help` into pages of lists.
 /// How one object is printed.
+#[allow(missing_docs, reason = "the word itself is what the user writes")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ObjectFormat {
-    /// As JSON
     Json,
 }
 
 /// How a list is printed.
+#[allow(missing_docs, reason = "the word itself is what the user writes")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
-    /// As JSON
     Json,
-    /// As a table with more columns
     Wide,
 }
 
 /// The shells for which there is a completion script.
+#[allow(missing_docs, reason = "the word itself is what the user writes")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shell {
-    /// GNU Bash
     Bash,
-    /// Z shell
     Zsh,
-    /// fish
     Fish,
 }
+
+const LIST_HELP: &str = "\
+Exit codes:
+  0    success
+  1    error: the API server refused or did not answer
+  2    wrong command line";
 
 const CANCEL_HELP: &str = "\
 Cancelling twice is the same as cancelling once. Once the handover has begun it is too late.
@@ -238,7 +242,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
         Some(_) | None => return Err(HINT.into()),
     };
     match millis {
-        Some(1..=604_800_000) => Ok(Duration::from_millis(millis.unwrap_or_default())),
+        Some(m @ 1..=604_800_000) => Ok(Duration::from_millis(m)),
         Some(_) | None => Err("it lies between 1ms and 168h".into()),
     }
 }

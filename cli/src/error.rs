@@ -146,7 +146,7 @@ fn describe(action: &Action, error: &kube::Error) -> String {
     }
     if matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_)) {
         return format!(
-            "The API server does not answer: {}. Check the network and the context",
+            "The API server cannot be reached: {}. Check the network and the context",
             root(error)
         );
     }
@@ -193,10 +193,18 @@ fn refusal(action: &Action, status: &Status) -> String {
 fn not_found(action: &Action, near: &[String]) -> String {
     let mut text = format!("{} is not there", object(action));
     if near.is_empty() {
-        let list = match action.resource {
-            "virtualmachines" => "kubectl godwit guests",
-            "virtualmachinehosts" => "kubectl godwit hosts",
-            _ => "kubectl get vmmig",
+        let list = match (action.resource, action.namespace.as_deref()) {
+            ("virtualmachinehosts", _) => "kubectl godwit hosts".into(),
+            ("virtualmachines", namespace) => {
+                format!(
+                    "kubectl godwit guests -n {}",
+                    clean(namespace.unwrap_or_default(), NAME)
+                )
+            }
+            (_, namespace) => format!(
+                "kubectl get vmmig -n {}",
+                clean(namespace.unwrap_or_default(), NAME)
+            ),
         };
         text.push_str(&format!(": `{list}` lists what is"));
     } else {
@@ -276,7 +284,7 @@ mod tests {
         let page = serde_json::json!({"code": 404, "reason": "Failed to parse error data", "message": "404 page not found"});
         assert_eq!(
             text(action("get", "virtualmachines", Some("web1")), object),
-            "The guest web1 in namespace default is not there: `kubectl godwit guests` lists what is"
+            "The guest web1 in namespace default is not there: `kubectl godwit guests -n default` lists what is"
         );
         assert_eq!(
             text(action("get", "virtualmachines", Some("web1")), page),

@@ -35,14 +35,23 @@ pub fn migration(migration: &VirtualMachineMigration, now: Timestamp) -> String 
         line("Channel", channel_text(channel));
     }
     if status.progress.is_some() {
-        line(
-            "Progress",
-            &format!(
-                "{}%, {}",
-                progress::percent(migration),
-                progress::figures(migration)
-            ),
-        );
+        if outcome.ended() {
+            line("Sent", &progress::summary(migration));
+        } else {
+            line(
+                "Progress",
+                &format!(
+                    "{}%, {}",
+                    progress::percent(migration),
+                    progress::figures(migration)
+                ),
+            );
+        }
+    }
+    if outcome.ended()
+        && let Some(micros) = whole(&status.timeline)
+    {
+        line("Took", &units::span(micros));
     }
     if let Some(downtime) = &status.downtime {
         line("Downtime", &downtime_text(downtime));
@@ -63,6 +72,9 @@ pub fn migration(migration: &VirtualMachineMigration, now: Timestamp) -> String 
 fn phase(migration: &VirtualMachineMigration, outcome: &Outcome) -> String {
     let stage = progress::stage(migration);
     match outcome {
+        Outcome::Unseen if migration.spec.cancel => {
+            format!("{stage}, cancelling: if this lasts, check that godwit-controller runs")
+        }
         Outcome::Unseen => format!("{stage}: if this lasts, check that godwit-controller runs"),
         Outcome::NeedsDecision(_) => format!("{stage}, waits for a decision"),
         Outcome::Going if migration.spec.cancel => format!("{stage}, cancelling"),
@@ -133,6 +145,19 @@ fn cause_text(cause: &Cause) -> String {
         clean(&cause.reason, WORD),
         clean(&cause.message, MESSAGE)
     )
+}
+
+/// From the beginning of the first phase to the end of the last, in microseconds.
+fn whole(phases: &[PhaseTimes]) -> Option<i64> {
+    let began = phases
+        .iter()
+        .filter_map(|p| p.started_at.parse::<Timestamp>().ok())
+        .min()?;
+    let ended = phases
+        .iter()
+        .filter_map(|p| p.ended_at.as_deref()?.parse::<Timestamp>().ok())
+        .max()?;
+    Some(units::micros_between(began, ended))
 }
 
 fn timeline(phases: &[PhaseTimes], ended: bool, now: Timestamp) -> String {
@@ -231,7 +256,7 @@ Source       node-a
 Destination  node-b
 Phase        Perform
 Channel      plain text: guest memory is not encrypted on its way
-Progress     42%, 1.3 GiB sent of 4.0 GiB, 2.1 GiB left, 310 MiB/s, guest dirties 12 MiB/s, pass 3, about 7 s left
+Progress     42%, 310 MiB/s, about 7 s to go, 1.3 GiB sent, 2.1 GiB of 4.0 GiB left, guest dirties 12 MiB/s, pass 3
 Epoch        4
 
 PHASE     BEGAN (UTC)    TOOK
@@ -242,7 +267,7 @@ Perform   19:03:01.275   8.72 s so far
         );
         assert_eq!(
             line(&migration),
-            "Perform     42%  1.3 GiB sent of 4.0 GiB, 2.1 GiB left, 310 MiB/s, guest dirties 12 MiB/s, pass 3, about 7 s left"
+            "Perform     42%  310 MiB/s, about 7 s to go, 1.3 GiB sent, 2.1 GiB of 4.0 GiB left, guest dirties 12 MiB/s, pass 3"
         );
     }
 
@@ -253,8 +278,10 @@ Perform   19:03:01.275   8.72 s so far
             "conditions": [condition("Succeeded", "True", "Succeeded", "The guest runs on node-b.")],
             "downtime": {"stopToResume": "48.2ms", "stopToResumeMicros": 48_210, "clockOffsetMicros": -1200,
                 "clockUncertaintyMicros": 310, "hypervisorMillis": 12, "sealed": true},
+            "progress": transfer(),
             "timeline": [
-                {"phase": "Begin", "startedAt": "2026-11-22T19:03:01.123456Z", "endedAt": "2026-11-22T19:03:01.135456Z"}
+                {"phase": "Begin", "startedAt": "2026-11-22T19:03:01.123456Z", "endedAt": "2026-11-22T19:03:01.135456Z"},
+                {"phase": "Confirm", "startedAt": "2026-11-22T19:03:04.5Z", "endedAt": "2026-11-22T19:03:05.123456Z"}
             ]
         }));
         assert_eq!(
@@ -265,11 +292,14 @@ Guest        web1
 Source       node-a
 Destination  node-b
 Phase        Succeeded
+Sent         1.3 GiB for 4.0 GiB of guest memory, 3 passes, 310 MiB/s at last
+Took         4.00 s
 Downtime     48.2 ms from stop to resume (±310 µs); the hypervisor counts 12 ms
 Epoch        5 (was 4)
 
-PHASE   BEGAN (UTC)    TOOK
-Begin   19:03:01.123   12.0 ms
+PHASE     BEGAN (UTC)    TOOK
+Begin     19:03:01.123   12.0 ms
+Confirm   19:03:04.500   623.5 ms
 "
         );
     }

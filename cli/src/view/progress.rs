@@ -40,8 +40,28 @@ pub fn figures(migration: &VirtualMachineMigration) -> String {
         .unwrap_or_default()
 }
 
+/// What the transfer came to, once it is over: estimates of what is left mean nothing then.
+pub fn summary(migration: &VirtualMachineMigration) -> String {
+    let Some(progress) = migration.status.as_ref().and_then(|s| s.progress.as_ref()) else {
+        return String::new();
+    };
+    let passes = match progress.iteration {
+        1 => "1 pass".to_owned(),
+        n => format!("{n} passes"),
+    };
+    format!(
+        "{} for {} of guest memory, {passes}, {}/s at last",
+        units::bytes(progress.transferred_bytes),
+        units::bytes(progress.total_bytes),
+        units::bytes(progress.bytes_per_second),
+    )
+}
+
 /// The whole line: phase, percent, figures, and what else a person should hear of at once.
 pub fn line(migration: &VirtualMachineMigration) -> String {
+    if outcome(migration.status.as_ref()).ended() {
+        return stage(migration);
+    }
     let mut parts = vec![format!("{:<9}", stage(migration))];
     if migration.status.as_ref().is_some_and(|s| s.progress.is_some()) {
         parts.push(format!("{:>3}%", percent(migration)));
@@ -69,14 +89,18 @@ pub fn remark(migration: &VirtualMachineMigration) -> Option<String> {
     (migration.spec.cancel && !outcome(status).ended()).then(|| "cancelling".into())
 }
 
+/// What matters most comes first: a narrow terminal cuts the rest.
 fn transfer(progress: &Progress) -> String {
-    let mut text = format!(
-        "{} sent of {}, {} left, {}/s",
+    let mut text = format!("{}/s", units::bytes(progress.bytes_per_second));
+    if let Some(seconds) = progress.estimated_seconds {
+        text.push_str(&format!(", about {} to go", whole_seconds(seconds)));
+    }
+    text.push_str(&format!(
+        ", {} sent, {} of {} left",
         units::bytes(progress.transferred_bytes),
-        units::bytes(progress.total_bytes),
         units::bytes(progress.remaining_bytes),
-        units::bytes(progress.bytes_per_second),
-    );
+        units::bytes(progress.total_bytes),
+    ));
     if progress.dirty_bytes_per_second > 0 {
         text.push_str(&format!(
             ", guest dirties {}/s",
@@ -85,9 +109,6 @@ fn transfer(progress: &Progress) -> String {
     }
     if progress.iteration > 0 {
         text.push_str(&format!(", pass {}", progress.iteration));
-    }
-    if let Some(seconds) = progress.estimated_seconds {
-        text.push_str(&format!(", about {} left", whole_seconds(seconds)));
     }
     text
 }
