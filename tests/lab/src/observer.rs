@@ -8,7 +8,9 @@
 //! All times here are the host's CLOCK_MONOTONIC in nanoseconds, unless a name says that they are the guest's. The
 //! guest's own clocks stand still while it is stopped, so how long it was silent can only be told from outside.
 
-use std::collections::BTreeMap;
+mod assembler;
+mod verdict;
+
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,482 +19,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use godwit_guest::line::{LONGEST, Line, MemoryState};
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+
+pub use assembler::{Assembler, GarbledLine, Seen};
+pub use verdict::{Jump, Memory, Move, Silence, Verdict, judge};
 
 /// How often the logs are looked at; it bounds the error of a time of arrival.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
-
-/// A line of the guest as it arrived.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// When its last byte was read.
-    pub at_ns: u64,
-    /// The host at which its last byte came out.
-    pub host: String,
-    /// Its first bytes came out at another host: the handover cut it in two.
-    pub cut: bool,
-    /// What it says.
-    pub line: Line,
-}
-
-/// Bytes that are no line: the guest, the hypervisor or the handover lost or damaged some.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct GarbledLine {
-    /// How many whole lines were seen before it was known to be broken.
-    pub after_lines: usize,
-    /// When the last of them was read.
-    pub at_ns: u64,
-    /// Where they came out.
-    pub host: String,
-    /// The bytes, made printable and cut to a line's length.
-    pub text: String,
-}
-
-/// Makes lines of bytes that come from several hosts. Pure: it is told the time.
-///
-/// A serial port's state moves with the guest, so a line that is being written during the handover begins in one
-/// host's log and ends in the next one's, and the two parts together are whole. But should two copies of a guest run,
-/// each goes on with that line by itself. So at the first newline after a change of host the assembler tries, in this
-/// order: the part left at the host that spoke before and what came since; what came since; the part left at this
-/// very host and what came since. The check in each line says which one is right.
-#[derive(Debug, Default)]
-pub struct Assembler {
-    hosts: BTreeMap<String, Partial>,
-    speaker: Option<String>,
-    lines: Vec<Seen>,
-    garbled: Vec<GarbledLine>,
-}
-
-/// What was read of a host since its last newline.
-#[derive(Debug, Default)]
-struct Partial {
-    /// The part of a line that the host which spoke before had left, while it may still belong to this one's.
-    carried: Vec<u8>,
-    /// Since the last newline, but only from when this host became the one that speaks.
-    fresh: Vec<u8>,
-    /// Left by this host itself when another began to speak.
-    left: Vec<u8>,
-    /// When the last byte was read.
-    at_ns: u64,
-    /// Bytes that this host left are part of a whole line at another.
-    used_elsewhere: bool,
-}
-
-impl Assembler {
-    /// Takes bytes that were read from a host's log.
-    pub fn bytes(&mut self, at_ns: u64, host: &str, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        if self.speaker.as_deref() != Some(host) {
-            self.change_speaker(host);
-        }
-        for byte in bytes {
-            let partial = self.hosts.entry(host.to_owned()).or_default();
-            partial.at_ns = at_ns;
-            match byte {
-                b'\n' => self.end_line(at_ns, host),
-                // Bytes without a newline for long are noise; the end of them is enough to call them garbled.
-                byte if partial.fresh.len() <= 2 * LONGEST => partial.fresh.push(*byte),
-                _ => {}
-            }
-        }
-    }
-
-    /// A host's log began anew: what was left there belongs to a hypervisor process that is gone.
-    pub fn log_began_anew(&mut self, host: &str) {
-        self.drop_left(host);
-        // What this very host had not finished was its old process's: what comes now does not belong to it.
-        if self.speaker.as_deref() == Some(host)
-            && let Some(partial) = self.hosts.get_mut(host)
-        {
-            partial.left = std::mem::take(&mut partial.carried);
-            partial.left.append(&mut partial.fresh);
-            self.drop_left(host);
-        }
-    }
-
-    /// The lines so far, in the order in which they were completed.
-    #[must_use]
-    pub fn lines(&self) -> &[Seen] {
-        &self.lines
-    }
-
-    /// What is garbled so far: lines that are broken, and parts of lines left at a host and completed nowhere.
-    #[must_use]
-    pub fn garbled(&self) -> Vec<GarbledLine> {
-        let mut garbled = self.garbled.clone();
-        for (host, partial) in &self.hosts {
-            // What the one that speaks has not finished yet is not broken.
-            if self.speaker.as_ref() != Some(host) && !partial.left.is_empty() && !partial.used_elsewhere {
-                garbled.push(garbled_line(self.lines.len(), partial.at_ns, host, &partial.left));
-            }
-        }
-        garbled
-    }
-
-    fn change_speaker(&mut self, host: &str) {
-        let mut carried = Vec::new();
-        if let Some(before) = self
-            .speaker
-            .replace(host.to_owned())
-            .and_then(|name| self.hosts.get_mut(&name))
-        {
-            carried.append(&mut before.carried);
-            let fresh = std::mem::take(&mut before.fresh);
-            carried.extend_from_slice(&fresh);
-            before.left.extend_from_slice(&fresh);
-        }
-        self.hosts.entry(host.to_owned()).or_default().carried = carried;
-    }
-
-    fn end_line(&mut self, at_ns: u64, host: &str) {
-        let partial = self.hosts.entry(host.to_owned()).or_default();
-        let fresh = std::mem::take(&mut partial.fresh);
-        let carried = std::mem::take(&mut partial.carried);
-        let joined = [carried.as_slice(), &fresh].concat();
-        let resumed = [partial.left.as_slice(), &fresh].concat();
-        let seen = |line, cut| Seen {
-            at_ns,
-            host: host.to_owned(),
-            cut,
-            line,
-        };
-        if !carried.is_empty()
-            && let Ok(line) = Line::parse(&joined)
-        {
-            self.lines.push(seen(line, true));
-            self.carried_was_used(host, &carried);
-        } else if let Ok(line) = Line::parse(&fresh) {
-            self.lines.push(seen(line, false));
-        } else if !partial.left.is_empty()
-            && let Ok(line) = Line::parse(&resumed)
-        {
-            self.lines.push(seen(line, false));
-            partial.left.clear();
-        } else {
-            self.garbled
-                .push(garbled_line(self.lines.len(), at_ns, host, &joined));
-            self.carried_was_used(host, &carried);
-        }
-        self.drop_left(host);
-    }
-
-    /// What hosts other than `host` left and what ends in `carried` needs no further explanation.
-    fn carried_was_used(&mut self, host: &str, carried: &[u8]) {
-        for (name, partial) in &mut self.hosts {
-            if name != host && !partial.left.is_empty() && carried.ends_with(&partial.left) {
-                partial.used_elsewhere = true;
-            }
-        }
-    }
-
-    fn drop_left(&mut self, host: &str) {
-        let Some(partial) = self.hosts.get_mut(host) else {
-            return;
-        };
-        let left = std::mem::take(&mut partial.left);
-        let explained = std::mem::take(&mut partial.used_elsewhere);
-        if !left.is_empty() && !explained {
-            let lost = garbled_line(self.lines.len(), partial.at_ns, host, &left);
-            self.garbled.push(lost);
-        }
-    }
-}
-
-fn garbled_line(after_lines: usize, at_ns: u64, host: &str, bytes: &[u8]) -> GarbledLine {
-    let text = bytes
-        .iter()
-        .take(LONGEST)
-        .flat_map(|byte| byte.escape_ascii())
-        .map(char::from)
-        .collect();
-    GarbledLine {
-        after_lines,
-        at_ns,
-        host: host.to_owned(),
-        text,
-    }
-}
-
-/// What the guest's lines prove. Plain data: the caller says what it may be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Verdict {
-    /// Ticks seen.
-    pub ticks: u64,
-    /// The tick that was seen first.
-    pub first_tick: Option<u64>,
-    /// The tick that was seen last.
-    pub last_tick: Option<u64>,
-    /// Each change of host, in order.
-    pub moves: Vec<Move>,
-    /// Ticks that were smaller than the one before and had not been seen.
-    pub went_back: Vec<Jump>,
-    /// Ticks that had been seen already: a copy of the guest ran twice, or an old one ran again.
-    pub doubled: Vec<Jump>,
-    /// Ticks that were more than one larger than the one before.
-    pub skipped: Vec<Jump>,
-    /// How often the guest booted while it was watched.
-    pub boots: u64,
-    /// The longest time without a tick, anywhere.
-    pub longest_silence: Option<Silence>,
-    /// The usual distance of two ticks as it was seen here, in nanoseconds: how precise the figures can be.
-    pub median_gap_ns: u64,
-    /// One in a hundred distances of two ticks was longer than this, in nanoseconds.
-    pub p99_gap_ns: u64,
-    /// What is known about the guest's memory.
-    pub memory: Memory,
-    /// Lines that are broken, once the first whole one had been seen.
-    pub garbled: Vec<GarbledLine>,
-    /// Whole lines that began at one host and ended at another.
-    pub cut_lines: u64,
-}
-
-/// A change of host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Move {
-    /// Where the last tick before it came out.
-    pub from: String,
-    /// Where the first tick after it came out.
-    pub to: String,
-    /// The last tick before it.
-    pub last_tick: u64,
-    /// The first tick after it.
-    pub first_tick: u64,
-    /// When the first tick after it arrived.
-    pub at_ns: u64,
-    /// How long the guest was silent: the time between these two ticks, less the usual time between ticks.
-    pub silence_ns: u64,
-    /// How much the guest's own monotonic clock moved between these two ticks, in microseconds.
-    pub guest_mono_us: Option<i64>,
-    /// How much the guest's wall clock moved between them, in microseconds. Below 0 it went back.
-    pub guest_wall_us: Option<i64>,
-}
-
-/// A tick whose number does not follow that of the tick before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Jump {
-    /// The tick before.
-    pub before: u64,
-    /// The tick.
-    pub tick: u64,
-    /// Where it came out.
-    pub host: String,
-    /// When it arrived.
-    pub at_ns: u64,
-}
-
-/// A time without a tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Silence {
-    /// The tick after it.
-    pub before_tick: u64,
-    /// When that tick arrived.
-    pub at_ns: u64,
-    /// How long it was, less the usual time between ticks.
-    pub length_ns: u64,
-}
-
-/// What is known about the guest's memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Checks of all pages that found each one good.
-    pub good_checks: u64,
-    /// Of those, the checks that began after the last change of host.
-    pub good_checks_since_move: u64,
-    /// Pages that the last check looked at.
-    pub pages: u64,
-    /// Something said that a page was bad: this many in the worst check, or 1 where only a tick said so.
-    pub bad_pages: u64,
-    /// The first bad page of the first check that found one.
-    pub first_bad: Option<u64>,
-}
-
-impl Verdict {
-    /// The counter never went back, doubled, skipped or began again, and no byte was lost.
-    #[must_use]
-    pub fn counter_continuous(&self) -> bool {
-        self.ticks > 0
-            && self.went_back.is_empty()
-            && self.doubled.is_empty()
-            && self.skipped.is_empty()
-            && self.boots <= 1
-            && self.garbled.is_empty()
-    }
-
-    /// No page was ever bad, and all pages were checked after the last change of host.
-    #[must_use]
-    pub fn memory_intact(&self) -> bool {
-        self.memory.bad_pages == 0 && self.memory.good_checks_since_move > 0
-    }
-}
-
-/// Judges what was seen. `interval` is the time the guest means to leave between ticks.
-#[must_use]
-pub fn judge(lines: &[Seen], garbled: &[GarbledLine], interval: Duration) -> Verdict {
-    let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
-    let mut verdict = Verdict {
-        ticks: 0,
-        first_tick: None,
-        last_tick: None,
-        moves: Vec::new(),
-        went_back: Vec::new(),
-        doubled: Vec::new(),
-        skipped: Vec::new(),
-        boots: 0,
-        longest_silence: None,
-        median_gap_ns: 0,
-        p99_gap_ns: 0,
-        memory: Memory::default(),
-        garbled: Vec::new(),
-        cut_lines: 0,
-    };
-    // What precedes the first whole line is firmware and kernel, who do not know our lines.
-    verdict.garbled = garbled
-        .iter()
-        .filter(|line| line.after_lines > 0)
-        .cloned()
-        .collect();
-    let mut gaps = Vec::new();
-    let mut before: Option<(&Seen, u64)> = None;
-    let mut highest = 0;
-    for seen in lines {
-        verdict.cut_lines += u64::from(seen.cut);
-        match &seen.line {
-            Line::Hello { .. } => {
-                verdict.boots += 1;
-                // Ticks begin again with a boot, and the time a boot takes is no silence.
-                before = None;
-                highest = 0;
-            }
-            Line::Check {
-                since_tick,
-                pages,
-                bad,
-                first_bad,
-                ..
-            } => {
-                let memory = &mut verdict.memory;
-                memory.pages = *pages;
-                if *bad > 0 {
-                    memory.bad_pages = memory.bad_pages.max(*bad);
-                    memory.first_bad.get_or_insert(*first_bad);
-                } else {
-                    memory.good_checks += 1;
-                    // The tick after which it began came out here, after the move.
-                    if verdict
-                        .moves
-                        .last()
-                        .is_none_or(|last| *since_tick >= last.first_tick)
-                    {
-                        memory.good_checks_since_move += 1;
-                    }
-                }
-            }
-            Line::Tick { .. } | Line::Count { .. } => {
-                let Some(tick) = seen.line.tick() else { continue };
-                if let Line::Tick {
-                    memory: MemoryState::Corrupt,
-                    ..
-                } = seen.line
-                {
-                    verdict.memory.bad_pages = verdict.memory.bad_pages.max(1);
-                }
-                verdict.ticks += 1;
-                verdict.first_tick.get_or_insert(tick);
-                verdict.last_tick = Some(tick);
-                if let Some((previous, number)) = before {
-                    let gap = seen.at_ns.saturating_sub(previous.at_ns);
-                    let silence = gap.saturating_sub(interval_ns);
-                    gaps.push(gap);
-                    if verdict
-                        .longest_silence
-                        .is_none_or(|longest| longest.length_ns < silence)
-                    {
-                        verdict.longest_silence = Some(Silence {
-                            before_tick: tick,
-                            at_ns: seen.at_ns,
-                            length_ns: silence,
-                        });
-                    }
-                    let jump = || Jump {
-                        before: number,
-                        tick,
-                        host: seen.host.clone(),
-                        at_ns: seen.at_ns,
-                    };
-                    if tick <= highest && was_seen(lines, seen, tick) {
-                        verdict.doubled.push(jump());
-                    } else if tick < number {
-                        verdict.went_back.push(jump());
-                    } else if tick > number + 1 {
-                        verdict.skipped.push(jump());
-                    }
-                    if previous.host != seen.host {
-                        verdict.moves.push(Move {
-                            from: previous.host.clone(),
-                            to: seen.host.clone(),
-                            last_tick: number,
-                            first_tick: tick,
-                            at_ns: seen.at_ns,
-                            silence_ns: silence,
-                            guest_mono_us: difference(mono(previous), mono(seen)),
-                            guest_wall_us: difference(wall(previous), wall(seen)),
-                        });
-                        verdict.memory.good_checks_since_move = 0;
-                    }
-                }
-                highest = highest.max(tick);
-                before = Some((seen, tick));
-            }
-            Line::Accepted { .. } | Line::Refused { .. } => {}
-        }
-    }
-    gaps.sort_unstable();
-    let rank = |part: usize| {
-        gaps.get((gaps.len() * part / 100).min(gaps.len().saturating_sub(1)))
-            .copied()
-    };
-    verdict.median_gap_ns = rank(50).unwrap_or(0);
-    verdict.p99_gap_ns = rank(99).unwrap_or(0);
-    verdict
-}
-
-/// Whether this tick stands in the lines before `until`, since the boot before it. Only asked where something is wrong.
-fn was_seen(lines: &[Seen], until: &Seen, tick: u64) -> bool {
-    let end = lines
-        .iter()
-        .position(|seen| std::ptr::eq(seen, until))
-        .unwrap_or(lines.len());
-    let before = lines.get(..end).unwrap_or_default();
-    before
-        .iter()
-        .rev()
-        .take_while(|seen| !matches!(seen.line, Line::Hello { .. }))
-        .any(|seen| seen.line.tick() == Some(tick))
-}
-
-fn mono(seen: &Seen) -> Option<u64> {
-    if let Line::Tick { mono_us, .. } = seen.line {
-        Some(mono_us)
-    } else {
-        None
-    }
-}
-
-fn wall(seen: &Seen) -> Option<u64> {
-    if let Line::Tick { wall_us, .. } = seen.line {
-        Some(wall_us)
-    } else {
-        None
-    }
-}
-
-fn difference(earlier: Option<u64>, later: Option<u64>) -> Option<i64> {
-    Some(later?.cast_signed().wrapping_sub(earlier?.cast_signed()))
-}
 
 /// Follows console logs as they grow, in a thread of its own, until it is dropped.
 #[derive(Debug)]
@@ -694,4 +227,83 @@ impl Open {
 fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use godwit_guest::line::Line;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    struct Console(PathBuf);
+
+    impl Console {
+        /// A console log that does not exist yet.
+        fn new(name: &str) -> Self {
+            let name = format!("godwit-observer-{}-{name}.log", std::process::id());
+            Self(std::env::temp_dir().join(name))
+        }
+
+        fn write(&self, text: &str) {
+            let mut file = File::options().create(true).append(true).open(&self.0).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    }
+
+    impl Drop for Console {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn text(tick: u32) -> String {
+        Line::Count { tick }.encode()
+    }
+
+    fn last_is(tick: u64) -> impl FnMut(&[Seen]) -> bool {
+        move |lines| lines.last().and_then(|seen| seen.line.tick()) == Some(tick)
+    }
+
+    #[test]
+    fn logs_that_appear_later_and_a_line_cut_between_them_are_followed() {
+        let (a, b) = (Console::new("cut-a"), Console::new("cut-b"));
+        let observer = Observer::start(Duration::from_millis(5));
+        observer.follow("a", &a.0);
+        observer.follow("b", &b.0);
+        let two = text(2);
+        a.write(&format!("{}{}", text(1), &two[..7]));
+        assert!(observer.wait_until(PATIENCE, last_is(1)));
+        b.write(&format!("{}{}", &two[7..], text(3)));
+        assert!(observer.wait_until(PATIENCE, last_is(3)));
+        let verdict = observer.verdict();
+        assert!(verdict.counter_continuous(), "{verdict:?}");
+        assert_eq!((verdict.moves.len(), verdict.cut_lines), (1, 1));
+    }
+
+    #[test]
+    fn a_log_that_is_replaced_or_cut_short_is_read_from_its_beginning() {
+        let a = Console::new("anew");
+        let observer = Observer::start(Duration::from_millis(5));
+        observer.follow("a", &a.0);
+        a.write(&text(1));
+        assert!(observer.wait_until(PATIENCE, last_is(1)));
+        std::fs::remove_file(&a.0).unwrap();
+        a.write(&text(2));
+        assert!(observer.wait_until(PATIENCE, last_is(2)));
+        a.write(&text(3));
+        assert!(observer.wait_until(PATIENCE, last_is(3)));
+        std::fs::write(&a.0, text(4)).unwrap();
+        assert!(observer.wait_until(PATIENCE, last_is(4)));
+        assert!(observer.verdict().counter_continuous());
+    }
+
+    #[test]
+    fn waiting_ends() {
+        let observer = Observer::start(Duration::from_millis(5));
+        assert!(!observer.wait_until(Duration::from_millis(20), |lines| !lines.is_empty()));
+    }
 }

@@ -1,0 +1,286 @@
+//! A host of the lab: its place on the network, its directories, its agent.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::certificates::{Files, write_secret};
+use crate::chart::NAMESPACE;
+use crate::process::Process;
+use crate::processes::{self, Owner, Seen};
+use crate::run::Run;
+
+/// The agent port.
+pub const AGENT_PORT: u16 = 16514;
+/// The ports from which agents take migrations.
+pub const MIGRATION_PORTS: (u16, u16) = (49152, 49215);
+
+/// A host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its name: that of its VirtualMachineHost, `h1` and on.
+    pub name: String,
+    /// Its address on the lab's network.
+    pub address: IpAddr,
+    /// Its directory: `state`, `run`, `tls`, `agent.yaml`.
+    pub directory: PathBuf,
+    namespace: Option<PathBuf>,
+    program: PathBuf,
+    agent: Option<Process>,
+}
+
+/// What an agent needs to know that is the lab's to choose.
+#[derive(Debug)]
+pub struct AgentFiles<'a> {
+    /// Its certificate.
+    pub tls: &'a Files,
+    /// Its kubeconfig.
+    pub kubeconfig: &'a Path,
+    /// Its pools, by name.
+    pub pools: &'a BTreeMap<String, PathBuf>,
+    /// The hypervisor.
+    pub qemu: &'a Path,
+}
+
+impl Host {
+    /// Makes a host's directories and its agent's configuration. `number` counts from 1.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn make(
+        run: &Run,
+        number: usize,
+        address: IpAddr,
+        namespace: Option<PathBuf>,
+        programs: &Path,
+    ) -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let name = format!("h{number}");
+        let directory = run.directory().join(&name);
+        for part in [directory.clone(), directory.join("state"), directory.join("run")] {
+            std::fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
+            std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o711))?;
+        }
+        let program = programs.join("godwit-agent");
+        Ok(Self {
+            name,
+            address,
+            directory,
+            namespace,
+            program,
+            agent: None,
+        })
+    }
+
+    /// Writes the agent's configuration. Its fields are the agent's; they stand here and nowhere else in the lab.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(&self, files: &AgentFiles<'_>) -> anyhow::Result<()> {
+        let endpoint = std::net::SocketAddr::new(self.address, AGENT_PORT).to_string();
+        let (first, last) = MIGRATION_PORTS;
+        let configuration = json!({
+            "host": self.name,
+            "listen": endpoint,
+            "endpoint": endpoint,
+            "migrationAddresses": [self.address],
+            "migrationPorts": format!("{first}-{last}"),
+            "stateDirectory": self.directory.join("state"),
+            "runDirectory": self.directory.join("run"),
+            "pools": files.pools,
+            "tls": {
+                "ca": files.tls.authority,
+                "certificate": files.tls.certificate,
+                "key": files.tls.key,
+            },
+            "kubeconfig": files.kubeconfig,
+            "qemu": {"binary": files.qemu},
+            "namespace": NAMESPACE,
+        });
+        write_secret(
+            &self.configuration(),
+            &serde_json::to_string_pretty(&configuration)?,
+        )
+    }
+
+    /// The agent's configuration file: JSON, which is YAML too. A test may change it and restart the agent.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        self.directory.join("agent.yaml")
+    }
+
+    /// A command that runs on this host: in its network namespace, where it has one, and marked as the host's.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = match &self.namespace {
+            // Not `ip netns exec`: it mounts another /sys, in which the control groups are not to be seen.
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command
+                    .arg(format!("--net={}", namespace.display()))
+                    .arg("--")
+                    .arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.env(processes::MARK, &self.directory);
+        command
+    }
+
+    /// Starts the agent, unless it runs. It is not waited for: see [`crate::Lab::wait_until_ready`].
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start_agent(&mut self, run: &Run) -> anyhow::Result<()> {
+        if self.agent.as_mut().is_some_and(|agent| agent.exited().is_none()) {
+            return Ok(());
+        }
+        let mut command = self.command(&self.program);
+        command.arg("--config").arg(self.configuration());
+        let part = format!("agent-{}", self.name);
+        self.agent = Some(Process::spawn(run, &self.directory, &part, command)?);
+        Ok(())
+    }
+
+    /// Kills the agent as `kill -9` does; its guests go on.
+    pub fn kill_agent(&mut self) {
+        // Dropping a part kills it.
+        self.agent = None;
+    }
+
+    /// Asks the agent to end; its guests go on.
+    ///
+    /// # Errors
+    /// When it does not end within 10 s.
+    pub async fn stop_agent(&mut self) -> anyhow::Result<()> {
+        let Some(mut agent) = self.agent.take() else {
+            return Ok(());
+        };
+        agent.terminate(Duration::from_secs(10)).await.map(|_| ())
+    }
+
+    /// The agent's process, if it was started and not stopped.
+    pub fn agent(&mut self) -> Option<&mut Process> {
+        self.agent.as_mut()
+    }
+
+    /// What belongs to the host and runs now: its agent, its guests' hypervisors, and whatever else they started.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Seen> {
+        let owner = Owner {
+            directory: self.directory.clone(),
+            namespaces: self.namespace.iter().cloned().collect(),
+        };
+        owner.processes()
+    }
+
+    /// The processes of the host's hypervisors.
+    #[must_use]
+    pub fn hypervisors(&self) -> Vec<Seen> {
+        self.processes()
+            .into_iter()
+            .filter(processes::is_hypervisor)
+            .collect()
+    }
+
+    /// Kills the only hypervisor on this host as `kill -9` does.
+    ///
+    /// # Errors
+    /// When there is not exactly one.
+    pub fn kill_hypervisor(&self) -> anyhow::Result<()> {
+        match self.hypervisors().as_slice() {
+            [one] if processes::signal(one, Signal::KILL) => Ok(()),
+            other => bail!("{} has {} hypervisors to kill, not one", self.name, other.len()),
+        }
+    }
+
+    /// The TCP ports on which something listens at this host's address or at all of them, in order.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn listening(&self) -> anyhow::Result<Vec<u16>> {
+        let output = self
+            .command(Path::new("cat"))
+            .args(["/proc/net/tcp", "/proc/net/tcp6"])
+            .output()
+            .context("read the table of sockets")?;
+        let table = String::from_utf8_lossy(&output.stdout);
+        let mut ports: Vec<u16> = table
+            .lines()
+            .filter_map(|line| listener(line, self.address))
+            .collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Ok(ports)
+    }
+
+    /// The files below the agent's state and run directories, in order: what is left after a migration.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.directory.join("state"), self.directory.join("run")];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(&directory)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    directories.push(entry.path());
+                } else {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// The port of a line of `/proc/net/tcp` that shows a listener at `address` or at any address.
+fn listener(line: &str, address: IpAddr) -> Option<u16> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_whitespace().skip(1);
+    let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+    if state != LISTEN {
+        return None;
+    }
+    let (at, port) = local.rsplit_once(':')?;
+    let here = match address {
+        // The kernel writes the address as a number in the machine's byte order.
+        IpAddr::V4(address) => format!("{:08X}", u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(_) => return None,
+    };
+    if at != here && at.chars().any(|digit| digit != '0') {
+        return None;
+    }
+    u16::from_str_radix(port, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_read_from_the_kernels_table() {
+        let address = IpAddr::from([10, 113, 1, 11]);
+        let at = |local: &str, state: &str| {
+            listener(
+                &format!("   0: {local} 00000000:0000 {state} 00000000:00000000"),
+                address,
+            )
+        };
+        assert_eq!(at("0B01710A:4082", "0A"), Some(16514));
+        assert_eq!(at("00000000:C000", "0A"), Some(49152));
+        assert_eq!(at("00000000000000000000000000000000:0016", "0A"), Some(22));
+        assert_eq!(at("0B01710A:4082", "01"), None, "a connection");
+        assert_eq!(at("0C01710A:4082", "0A"), None, "another host");
+        assert_eq!(listener("  sl  local_address rem_address   st", address), None);
+    }
+}

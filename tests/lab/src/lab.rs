@@ -1,0 +1,492 @@
+//! The lab as a whole: a control plane with the chart installed, hosts with agents, the controller.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use godwit_crds::{ConditionStatus, VirtualMachineHost};
+use kube::{Api, Client};
+
+use crate::certificates::Authority;
+use crate::control_plane::ControlPlane;
+use crate::hosts::{AgentFiles, Host};
+use crate::network::Network;
+use crate::process::Process;
+use crate::run::Run;
+use crate::{cache, chart, credentials, initramfs};
+
+/// The file names in the pool `default` that test guests boot from.
+pub const KERNEL: &str = "vmlinuz";
+/// See [`KERNEL`].
+pub const INITRAMFS: &str = "initramfs.cpio";
+
+/// How long agents may take from their start until their hosts are ready.
+const HOSTS_READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Told what the lab is about to do, for progress.
+pub type Teller = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What a lab consists of.
+#[derive(Clone)]
+pub struct LabOptions {
+    label: String,
+    hosts: usize,
+    agents: bool,
+    controller: bool,
+    guest_files: bool,
+    teller: Teller,
+}
+
+impl LabOptions {
+    /// A control plane with the chart, and two hosts with agents, a controller and the test guests' files. The label
+    /// names the run's directory of logs.
+    #[must_use]
+    pub fn new(label: &str) -> Self {
+        Self {
+            label: label.to_owned(),
+            hosts: 2,
+            agents: true,
+            controller: true,
+            guest_files: true,
+            teller: Arc::new(|_| {}),
+        }
+    }
+
+    /// That many hosts.
+    #[must_use]
+    pub fn hosts(mut self, hosts: usize) -> Self {
+        self.hosts = hosts;
+        self
+    }
+
+    /// No hosts, no agents, no controller, no guests: the control plane and the chart.
+    #[must_use]
+    pub fn only_api(mut self) -> Self {
+        (self.hosts, self.agents, self.controller, self.guest_files) = (0, false, false, false);
+        self
+    }
+
+    /// Whether the controller is started. [`Lab::start_controller`] does it later.
+    #[must_use]
+    pub fn controller(mut self, start: bool) -> Self {
+        self.controller = start;
+        self
+    }
+
+    /// Whether the agents are started. [`Lab::start_agent`] does it later.
+    #[must_use]
+    pub fn agents(mut self, start: bool) -> Self {
+        self.agents = start;
+        self
+    }
+
+    /// Whom to tell about each step.
+    #[must_use]
+    pub fn tell(mut self, teller: Teller) -> Self {
+        self.teller = teller;
+        self
+    }
+}
+
+/// A running lab. Dropped, it kills its processes; [`Lab::stop`] takes everything down in order and checks.
+pub struct Lab {
+    controller: Option<Process>,
+    /// The hosts: the first is `h1`.
+    pub hosts: Vec<Host>,
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// The hosts' network.
+    pub network: Network,
+    /// What issued the agents' and the controller's certificates.
+    pub authority: Authority,
+    controller_kubeconfig: PathBuf,
+    programs: PathBuf,
+    pool: PathBuf,
+    // Last, so that it goes last: it holds the lock on the run's number.
+    run: Option<Run>,
+}
+
+impl Lab {
+    /// Brings a lab up, after having removed what crashed ones left behind.
+    ///
+    /// # Errors
+    /// When a part is missing or does not come up; the message names its log. What was started is killed then.
+    pub async fn start(options: LabOptions) -> anyhow::Result<Self> {
+        let tell = &options.teller;
+        let run = Run::claim(&options.label)?;
+        let records = run.records().to_owned();
+        let lab = Self::bring_up(&options, run).await;
+        if lab.is_err() {
+            tell(&format!(
+                "the lab did not come up; its logs are in {}",
+                records.join("logs").display()
+            ));
+        }
+        lab
+    }
+
+    async fn bring_up(options: &LabOptions, run: Run) -> anyhow::Result<Self> {
+        let tell = &options.teller;
+        let (programs, pool) = prepare_files(options, &run).await?;
+
+        tell("network");
+        let network = Network::make(run.number(), options.hosts)?;
+        for skipped in network.skipped() {
+            tell(skipped);
+        }
+
+        tell("control plane");
+        let control_plane = ControlPlane::start(&run, network.machine()).await?;
+        tell("helm install");
+        let said = chart::install(&control_plane).await?;
+        std::fs::write(run.log("helm"), said)?;
+
+        let authority = Authority::new("godwit lab agents")?;
+        let certificates = run.directory().join("controller");
+        authority.write_controller(&certificates)?;
+        let controller_kubeconfig = credentials::write(
+            &control_plane,
+            chart::CONTROLLER_ACCOUNT,
+            run.records(),
+            "controller",
+        )
+        .await?;
+
+        let mut hosts = Vec::with_capacity(options.hosts);
+        for number in 1..=options.hosts {
+            let host = Host::make(
+                &run,
+                number,
+                network.host(number),
+                network.namespace(number),
+                &programs,
+            )?;
+            let tls = authority.write_host(&host.directory.join("tls"), &host.name, host.address)?;
+            let kubeconfig =
+                credentials::write(&control_plane, chart::AGENT_ACCOUNT, &host.directory, "agent").await?;
+            host.configure(&AgentFiles {
+                tls: &tls,
+                kubeconfig: &kubeconfig,
+                pools: &BTreeMap::from([("default".to_owned(), pool.clone())]),
+                qemu: Path::new("qemu-system-x86_64"),
+            })?;
+            hosts.push(host);
+        }
+        let mut lab = Self {
+            controller: None,
+            hosts,
+            control_plane,
+            network,
+            authority,
+            controller_kubeconfig,
+            programs,
+            pool,
+            run: Some(run),
+        };
+        if options.agents && options.hosts > 0 {
+            tell("agents");
+            for number in 1..=options.hosts {
+                lab.start_agent(number)?;
+            }
+        }
+        if options.controller {
+            tell("controller");
+            lab.start_controller()?;
+        }
+        if options.agents && options.hosts > 0 {
+            lab.wait_until_ready().await?;
+        }
+        Ok(lab)
+    }
+
+    fn run(&self) -> anyhow::Result<&Run> {
+        self.run.as_ref().context("the lab was stopped")
+    }
+
+    /// The run's number: addresses and namespaces follow from it.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.run.as_ref().map_or(0, Run::number)
+    }
+
+    /// The directory that outlives the lab: `logs/`, and `administrator.kubeconfig`.
+    #[must_use]
+    pub fn records(&self) -> &Path {
+        self.run.as_ref().map_or(Path::new(""), Run::records)
+    }
+
+    /// A client with all rights.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.control_plane.client()
+    }
+
+    /// A client with the controller's own rights.
+    ///
+    /// # Errors
+    /// When its kubeconfig cannot be read.
+    pub async fn controller_client(&self) -> anyhow::Result<Client> {
+        crate::control_plane::client(&self.controller_kubeconfig, None).await
+    }
+
+    /// The pool `default`, which all hosts share.
+    #[must_use]
+    pub fn pool(&self) -> &Path {
+        &self.pool
+    }
+
+    /// The host with that number, counted from 1 as in its name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn host(&mut self, number: usize) -> anyhow::Result<&mut Host> {
+        number
+            .checked_sub(1)
+            .and_then(|index| self.hosts.get_mut(index))
+            .with_context(|| format!("there is no host {number}"))
+    }
+
+    /// Starts a host's agent, unless it runs.
+    ///
+    /// # Errors
+    /// When there is no such host or its agent cannot be started.
+    pub fn start_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        let run = self.run.as_ref().context("the lab was stopped")?;
+        let host = number.checked_sub(1).and_then(|index| self.hosts.get_mut(index));
+        host.with_context(|| format!("there is no host {number}"))?
+            .start_agent(run)
+    }
+
+    /// Kills a host's agent as `kill -9` does and starts it again.
+    ///
+    /// # Errors
+    /// As [`Lab::start_agent`].
+    pub fn restart_agent(&mut self, number: usize) -> anyhow::Result<()> {
+        self.host(number)?.kill_agent();
+        self.start_agent(number)
+    }
+
+    /// Starts the controller, unless it runs.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_controller(&mut self) -> anyhow::Result<()> {
+        if self
+            .controller
+            .as_mut()
+            .is_some_and(|controller| controller.exited().is_none())
+        {
+            return Ok(());
+        }
+        let run = self.run()?;
+        let certificates = run.directory().join("controller");
+        let mut command = Command::new(self.programs.join("godwit-controller"));
+        command
+            .arg("--kubeconfig")
+            .arg(&self.controller_kubeconfig)
+            .arg("--tls-ca")
+            .arg(certificates.join("ca.crt"))
+            .arg("--tls-certificate")
+            .arg(certificates.join("tls.crt"))
+            .arg("--tls-key")
+            .arg(certificates.join("tls.key"))
+            .args(["--namespace", chart::NAMESPACE]);
+        let process = Process::spawn(run, run.directory(), "controller", command)?;
+        self.controller = Some(process);
+        Ok(())
+    }
+
+    /// Kills the controller as `kill -9` does.
+    pub fn kill_controller(&mut self) {
+        // Dropping a part kills it.
+        self.controller = None;
+    }
+
+    /// The controller's process, if it was started and not killed.
+    pub fn controller(&mut self) -> Option<&mut Process> {
+        self.controller.as_mut()
+    }
+
+    /// Waits until every host whose agent was started is ready by its VirtualMachineHost's condition.
+    ///
+    /// # Errors
+    /// When one is not within 30 s, or its agent has ended; the message names the log.
+    pub async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let objects: Api<VirtualMachineHost> = Api::all(self.client());
+        let deadline = Instant::now() + HOSTS_READY_WITHIN;
+        for host in &mut self.hosts {
+            let name = host.name.clone();
+            let Some(agent) = host.agent() else { continue };
+            loop {
+                agent.check()?;
+                if let Some(controller) = &mut self.controller {
+                    controller.check()?;
+                }
+                let object = objects.get_opt(&name).await?;
+                if object.as_ref().is_some_and(ready) {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    let status = object
+                        .and_then(|object| object.status)
+                        .map(|status| status.conditions);
+                    bail!(
+                        "{name} is not ready after {HOSTS_READY_WITHIN:?}: {status:?}; {}",
+                        agent.last_words()
+                    );
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// `kubectl` as the administrator.
+    ///
+    /// # Errors
+    /// When kubectl is missing.
+    pub fn kubectl(&self) -> anyhow::Result<Command> {
+        self.control_plane.kubectl()
+    }
+
+    /// `kubectl godwit` as the administrator.
+    #[must_use]
+    pub fn plugin(&self) -> Command {
+        let mut command = Command::new(self.programs.join("kubectl-godwit"));
+        command.env("KUBECONFIG", self.control_plane.administrator());
+        command
+    }
+
+    /// Takes everything down: the controller and the agents are asked to end, then guests and the control plane are
+    /// killed, and namespaces and directories removed. Logs stay.
+    ///
+    /// # Errors
+    /// When a part had ended before it was asked to, does not end when asked, or anything is left behind.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let mut complaints = Vec::new();
+        if let Some(mut controller) = self.controller.take() {
+            complaints.extend(end(&mut controller).await.err());
+        }
+        for host in &mut self.hosts {
+            if let Some(agent) = host.agent() {
+                complaints.extend(end(agent).await.err());
+            }
+            host.kill_agent();
+        }
+        for part in self.control_plane.parts() {
+            complaints.extend(part.check().err());
+            part.kill();
+        }
+        if let Some(run) = self.run.take() {
+            let number = run.number();
+            run.remove()?;
+            if let Some(left) = crate::run::list()?
+                .into_iter()
+                .find(|listed| listed.number == number)
+            {
+                // Another run may have taken the number by now; it holds it then.
+                if !left.held {
+                    bail!("the run left something behind: {left:?}");
+                }
+            }
+        }
+        if let Some(first) = complaints.into_iter().next() {
+            return Err(first);
+        }
+        Ok(())
+    }
+
+    /// Leaves everything running and gives back the directory with logs and kubeconfigs. `lab down` removes it.
+    ///
+    /// # Errors
+    /// When the run cannot be marked as left on purpose.
+    pub fn leave(mut self) -> anyhow::Result<PathBuf> {
+        let records = self.records().to_owned();
+        if let Some(controller) = &mut self.controller {
+            controller.leave();
+        }
+        for host in &mut self.hosts {
+            if let Some(agent) = host.agent() {
+                agent.leave();
+            }
+        }
+        for part in self.control_plane.parts() {
+            part.leave();
+        }
+        if let Some(run) = self.run.take() {
+            run.leave()?;
+        }
+        Ok(records)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // After `stop` or `leave` there is nothing to do. Else this is a failed test: the parts are killed as their
+        // values go, but guests and namespaces are no one's children.
+        self.controller = None;
+        for host in &mut self.hosts {
+            host.kill_agent();
+        }
+        if let Some(run) = self.run.take() {
+            eprintln!(
+                "The logs of this run are in {}",
+                run.records().join("logs").display()
+            );
+            for part in self.control_plane.parts() {
+                part.kill();
+            }
+            if let Err(error) = run.remove() {
+                eprintln!("The next run will remove what this one leaves behind: {error:#}");
+            }
+        }
+    }
+}
+
+async fn end(part: &mut Process) -> anyhow::Result<()> {
+    part.check()?;
+    let status = part.terminate(Duration::from_secs(10)).await?;
+    if !status.success() {
+        bail!(
+            "{} ended badly ({status}) when asked to end; {}",
+            part.part(),
+            part.last_words()
+        );
+    }
+    Ok(())
+}
+
+fn ready(host: &VirtualMachineHost) -> bool {
+    host.status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .any(|condition| condition.type_ == "Ready" && condition.status == ConditionStatus::True)
+}
+
+/// Builds what is to be built, and fills the pool.
+async fn prepare_files(options: &LabOptions, run: &Run) -> anyhow::Result<(PathBuf, PathBuf)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let programs = if options.agents || options.controller {
+        (options.teller)("programs");
+        tokio::task::spawn_blocking(cache::build_programs).await??
+    } else {
+        cache::programs()?
+    };
+    let pool = run.directory().join("pool");
+    std::fs::create_dir(&pool)?;
+    std::fs::set_permissions(&pool, std::fs::Permissions::from_mode(0o755))?;
+    if options.guest_files {
+        (options.teller)("guest files");
+        let kernel = cache::kernel()?;
+        std::fs::copy(&kernel, pool.join(KERNEL)).with_context(|| format!("copy {}", kernel.display()))?;
+        let path = pool.join(INITRAMFS);
+        tokio::task::spawn_blocking(move || initramfs::write_initramfs(&cache::workspace(), &path)).await??;
+        for file in [KERNEL, INITRAMFS] {
+            std::fs::set_permissions(pool.join(file), std::fs::Permissions::from_mode(0o644))?;
+        }
+    }
+    Ok((programs, pool))
+}

@@ -1,0 +1,218 @@
+//! The hosts' network: a network namespace for each host, all on one bridge, and the machine itself beside them.
+//!
+//! The bridge is in a namespace of its own (`gwN`), so that the machine's packet filters do not see what the hosts say
+//! to each other, and so that everything goes when the namespaces do. The machine is on it with one address, at which
+//! the API server listens. A process that is not root gets loopback addresses instead, in the machine's own namespace.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::cache;
+
+/// The network of a run.
+#[derive(Debug)]
+pub struct Network {
+    number: u8,
+    hosts: usize,
+    separate: bool,
+}
+
+impl Network {
+    /// Makes the network of run `number` with so many hosts.
+    ///
+    /// # Errors
+    /// When `ip` is missing or refuses; the message holds its words.
+    pub fn make(number: u8, hosts: usize) -> anyhow::Result<Self> {
+        if hosts > 99 {
+            bail!("a lab has at most 99 hosts, not {hosts}");
+        }
+        let network = Self {
+            number,
+            hosts,
+            separate: cache::root(),
+        };
+        if network.separate {
+            network.make_namespaces()?;
+        }
+        Ok(network)
+    }
+
+    fn make_namespaces(&self) -> anyhow::Result<()> {
+        let hub = hub(self.number);
+        ip(&format!("netns add {hub}"))?;
+        ip(&format!("-n {hub} link set lo up"))?;
+        ip(&format!("-n {hub} link add br0 type bridge"))?;
+        ip(&format!("-n {hub} link set br0 up"))?;
+        ip(&format!("link add {hub} type veth peer name root netns {hub}"))?;
+        ip(&format!("-n {hub} link set root master br0 up"))?;
+        ip(&format!("addr add {}/24 dev {hub}", self.machine()))?;
+        ip(&format!("link set {hub} up"))?;
+        for host in 1..=self.hosts {
+            let name = host_namespace(self.number, host);
+            ip(&format!("netns add {name}"))?;
+            ip(&format!("-n {name} link set lo up"))?;
+            ip(&format!(
+                "link add eth0 netns {name} type veth peer name h{host} netns {hub}"
+            ))?;
+            ip(&format!("-n {hub} link set h{host} master br0 up"))?;
+            ip(&format!("-n {name} addr add {}/24 dev eth0", self.host(host)))?;
+            ip(&format!("-n {name} link set eth0 up"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether each host has a network namespace of its own.
+    #[must_use]
+    pub fn separate(&self) -> bool {
+        self.separate
+    }
+
+    /// What cannot be tested on this network, in words; empty when all can.
+    #[must_use]
+    pub fn skipped(&self) -> &'static [&'static str] {
+        if self.separate {
+            &[]
+        } else {
+            &[
+                "not root: hosts are loopback addresses of one machine, so links cannot be shaped or cut",
+                "not root: guests' hypervisors run as the calling user, not as an unprivileged one of their own",
+                "not root: guests have no tap interfaces",
+            ]
+        }
+    }
+
+    /// The machine's own address on the network.
+    #[must_use]
+    pub fn machine(&self) -> IpAddr {
+        self.address(1)
+    }
+
+    /// The address of a host; hosts are counted from 1.
+    #[must_use]
+    pub fn host(&self, host: usize) -> IpAddr {
+        // At most 99 hosts, so this never saturates.
+        self.address(u8::try_from(host).unwrap_or(u8::MAX - 10) + 10)
+    }
+
+    fn address(&self, last: u8) -> IpAddr {
+        let first = if self.separate { 10 } else { 127 };
+        IpAddr::V4(Ipv4Addr::new(first, 113, self.number, last))
+    }
+
+    /// The network namespace of a host, as a path; None when hosts have none of their own.
+    #[must_use]
+    pub fn namespace(&self, host: usize) -> Option<PathBuf> {
+        self.separate.then(|| path(&host_namespace(self.number, host)))
+    }
+
+    /// Limits what a host sends to so many Mbit/s (token bucket, with a queue of 50 ms), or lifts the limit.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `tc` refuses.
+    pub fn shape(&self, host: usize, megabits: Option<u32>) -> anyhow::Result<()> {
+        let name = self.own_namespace(host)?;
+        match megabits {
+            // The bucket holds 2 ms, and at least one packet of the largest size that offloading makes.
+            Some(rate) => {
+                let burst = (u64::from(rate) * 250).max(128 * 1024);
+                run(
+                    "tc",
+                    &format!(
+                        "-n {name} qdisc replace dev eth0 root tbf rate {rate}mbit burst {burst} latency 50ms"
+                    ),
+                )
+            }
+            None => run("tc", &format!("-n {name} qdisc replace dev eth0 root pfifo_fast"))
+                .or_else(|_| run("tc", &format!("-n {name} qdisc del dev eth0 root"))),
+        }
+    }
+
+    /// Cuts a host's cable, or plugs it in again.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn connect(&self, host: usize, connected: bool) -> anyhow::Result<()> {
+        self.own_namespace(host)?;
+        let state = if connected { "up" } else { "down" };
+        ip(&format!("-n {} link set h{host} {state}", hub(self.number)))
+    }
+
+    fn own_namespace(&self, host: usize) -> anyhow::Result<String> {
+        if !self.separate {
+            bail!("hosts have no network of their own: this needs root");
+        }
+        if host == 0 || host > self.hosts {
+            bail!("there is no host {host}");
+        }
+        Ok(host_namespace(self.number, host))
+    }
+}
+
+fn hub(number: u8) -> String {
+    format!("gw{number}")
+}
+
+fn host_namespace(number: u8, host: usize) -> String {
+    format!("gw{number}-h{host}")
+}
+
+fn path(namespace: &str) -> PathBuf {
+    PathBuf::from("/run/netns").join(namespace)
+}
+
+/// The namespaces of a run that exist, as paths.
+#[must_use]
+pub fn namespaces_of(number: u8) -> Vec<PathBuf> {
+    names_of(number).iter().map(|name| path(name)).collect()
+}
+
+fn names_of(number: u8) -> Vec<String> {
+    let hub = hub(number);
+    let prefix = format!("{hub}-h");
+    std::fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| *name == hub || name.starts_with(&prefix))
+        .collect()
+}
+
+/// Removes a run's namespaces and with them its links. Nothing may run in them any more.
+///
+/// # Errors
+/// When `ip` refuses.
+pub fn remove(number: u8) -> anyhow::Result<()> {
+    for name in names_of(number) {
+        ip(&format!("netns delete {name}"))?;
+    }
+    // A namespace is taken down a little after its name is gone; its half of the cable would be in the next run's way.
+    let link = PathBuf::from("/sys/class/net").join(hub(number));
+    if cache::root() && link.exists() {
+        let deleted = ip(&format!("link delete {}", hub(number)));
+        if link.exists() {
+            return deleted;
+        }
+    }
+    Ok(())
+}
+
+fn ip(arguments: &str) -> anyhow::Result<()> {
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &str) -> anyhow::Result<()> {
+    let output = Command::new(program)
+        .args(arguments.split_whitespace())
+        .output()
+        .with_context(|| format!("run {program}: is iproute2 installed? (tests/tools/install system)"))?;
+    if !output.status.success() {
+        bail!(
+            "{program} {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}
