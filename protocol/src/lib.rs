@@ -1,10 +1,41 @@
 //! The wire between godwit's programs: gRPC over mutual TLS 1.3 on the agent port.
+//!
+//! * [`client`] is what a driver of migrations (the controller) calls an agent with, in typed words.
+//! * [`server`] takes connections for an agent: handshake, identity, limits; [`gate`] lets only calls through
+//!   that the peer may make, under the version that Hello settled.
+//! * [`convert`], [`guest`], [`order`] and [`update`] stand between the generated messages and the words of
+//!   `godwit-handover`. Whatever comes from the wire is checked there, field by field.
+//! * [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
+
+pub mod client;
+pub mod clock;
+pub mod convert;
+pub mod error;
+pub mod gate;
+pub mod guest;
+pub mod identity;
+pub mod io;
+pub mod order;
+pub mod reason;
+pub mod server;
+pub mod tls;
+pub mod update;
+pub mod version;
 
 /// The generated messages and services.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
 pub mod wire {
     tonic::include_proto!("godwit.agent.v1");
 }
+
+pub use client::{AgentClient, KeepAlive, Updates};
+pub use convert::Malformed;
+pub use error::{Category, Fault};
+pub use guest::{GuestAnswer, GuestName, GuestState, StartGuest};
+pub use identity::{PeerIdentity, Rpc};
+pub use order::{Order, OrderAnswer};
+pub use tls::{ClientTls, ServerTls, TlsError, TlsFiles};
+pub use update::{Progress, Side, Update};
 
 /// The agent port: control, and later the tunnel, share it (libvirt's is 16514 too).
 pub const AGENT_PORT: u16 = 16514;

@@ -1,0 +1,291 @@
+//! Who the peer is, by its certificate, and what it may call.
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::convert::is_subdomain;
+use crate::error::{Category, Fault};
+use crate::reason;
+
+/// What every identity of godwit begins with.
+const TRUST_DOMAIN: &str = "spiffe://godwit.dev/";
+
+/// Who the peer is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PeerIdentity {
+    /// The agent of a host: `spiffe://godwit.dev/host/<name>`.
+    Host(String),
+    /// The controller: `spiffe://godwit.dev/controller`.
+    Controller,
+}
+
+/// Why a certificate names nobody.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// It is not a certificate.
+    #[error("it cannot be read as an X.509 certificate")]
+    Unreadable,
+    /// It has no URI name.
+    #[error("it names nobody: it has no URI in its subject alternative names")]
+    NoName,
+    /// It has more than one URI name.
+    #[error("it has more than one URI in its subject alternative names")]
+    SeveralNames,
+    /// Its URI is none of godwit's.
+    #[error("its URI is neither spiffe://godwit.dev/controller nor spiffe://godwit.dev/host/<name>")]
+    OtherName,
+}
+
+impl PeerIdentity {
+    /// The identity in a certificate's one URI among its subject alternative names. The certificate's authority
+    /// is judged elsewhere, before this.
+    pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
+        if !rest.is_empty() {
+            return Err(IdentityError::Unreadable);
+        }
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|_| IdentityError::Unreadable)?;
+        let mut found = None;
+        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
+            if let GeneralName::URI(uri) = name
+                && found.replace(*uri).is_some()
+            {
+                return Err(IdentityError::SeveralNames);
+            }
+        }
+        Self::of_uri(found.ok_or(IdentityError::NoName)?)
+    }
+
+    /// The identity that a URI names.
+    pub fn of_uri(uri: &str) -> Result<Self, IdentityError> {
+        let path = uri.strip_prefix(TRUST_DOMAIN).ok_or(IdentityError::OtherName)?;
+        if path == "controller" {
+            return Ok(Self::Controller);
+        }
+        match path.strip_prefix("host/") {
+            Some(host) if is_subdomain(host) => Ok(Self::Host(host.to_owned())),
+            Some(_) | None => Err(IdentityError::OtherName),
+        }
+    }
+
+    /// The URI that a certificate of this identity carries.
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Host(name) => format!("{TRUST_DOMAIN}host/{name}"),
+            Self::Controller => format!("{TRUST_DOMAIN}controller"),
+        }
+    }
+}
+
+impl std::fmt::Display for PeerIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host(name) => write!(f, "host {name}"),
+            Self::Controller => f.write_str("the controller"),
+        }
+    }
+}
+
+/// The calls of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rpc {
+    /// Settles the protocol version.
+    Hello,
+    /// Starts a guest.
+    StartGuest,
+    /// Stops a guest.
+    StopGuest,
+    /// One order about a migration.
+    Order,
+    /// Follows a migration.
+    WatchMigration,
+    /// Says that the driver lives.
+    KeepAlive,
+}
+
+impl Rpc {
+    /// Every call.
+    pub const ALL: [Self; 6] = [
+        Self::Hello,
+        Self::StartGuest,
+        Self::StopGuest,
+        Self::Order,
+        Self::WatchMigration,
+        Self::KeepAlive,
+    ];
+
+    /// Its name in the protocol's definition.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hello => "Hello",
+            Self::StartGuest => "StartGuest",
+            Self::StopGuest => "StopGuest",
+            Self::Order => "Order",
+            Self::WatchMigration => "WatchMigration",
+            Self::KeepAlive => "KeepAlive",
+        }
+    }
+
+    /// The call that an HTTP path means.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let name = path.strip_prefix("/godwit.agent.v1.Agent/")?;
+        Self::ALL.into_iter().find(|rpc| rpc.name() == name)
+    }
+}
+
+/// Whether this peer may make this call. In managed direct only the controller gives orders; hosts may say Hello.
+///
+/// # Errors
+/// A fault of category Forbidden.
+pub fn authorise(peer: &PeerIdentity, rpc: Rpc) -> Result<(), Fault> {
+    match (peer, rpc) {
+        (PeerIdentity::Controller | PeerIdentity::Host(_), Rpc::Hello)
+        | (
+            PeerIdentity::Controller,
+            Rpc::StartGuest | Rpc::StopGuest | Rpc::Order | Rpc::WatchMigration | Rpc::KeepAlive,
+        ) => Ok(()),
+        (
+            PeerIdentity::Host(_),
+            Rpc::StartGuest | Rpc::StopGuest | Rpc::Order | Rpc::WatchMigration | Rpc::KeepAlive,
+        ) => Err(Fault::new(
+            Category::Forbidden,
+            reason::NOT_ALLOWED,
+            format!(
+                "{} may be called by the controller only, not by {peer}",
+                rpc.name()
+            ),
+        )),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failing test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_hosts_and_the_controller_and_nothing_else() {
+        let host = |name: &str| Ok(PeerIdentity::Host(name.to_owned()));
+        for (uri, expected) in [
+            ("spiffe://godwit.dev/controller", Ok(PeerIdentity::Controller)),
+            ("spiffe://godwit.dev/host/node-a", host("node-a")),
+            (
+                "spiffe://godwit.dev/host/node-a.example.org",
+                host("node-a.example.org"),
+            ),
+            ("spiffe://godwit.dev/controller/", Err(IdentityError::OtherName)),
+            ("spiffe://godwit.dev/host/", Err(IdentityError::OtherName)),
+            ("spiffe://godwit.dev/host/a/b", Err(IdentityError::OtherName)),
+            (
+                "spiffe://godwit.dev/host/../controller",
+                Err(IdentityError::OtherName),
+            ),
+            ("spiffe://godwit.dev/host/Node", Err(IdentityError::OtherName)),
+            ("spiffe://godwit.dev/host/-a", Err(IdentityError::OtherName)),
+            ("spiffe://godwit.dev/host/a?x", Err(IdentityError::OtherName)),
+            ("spiffe://godwit.dev/host/a%2e", Err(IdentityError::OtherName)),
+            (
+                "spiffe://godwit.dev.example/host/a",
+                Err(IdentityError::OtherName),
+            ),
+            ("spiffe://example.org/host/a", Err(IdentityError::OtherName)),
+            ("SPIFFE://godwit.dev/controller", Err(IdentityError::OtherName)),
+            ("https://godwit.dev/controller", Err(IdentityError::OtherName)),
+            ("", Err(IdentityError::OtherName)),
+        ] {
+            assert_eq!(PeerIdentity::of_uri(uri), expected, "{uri}");
+        }
+        assert!(PeerIdentity::of_uri(&format!("spiffe://godwit.dev/host/{}", "a".repeat(254))).is_err());
+    }
+
+    #[test]
+    fn an_identity_reads_its_own_uri() {
+        for identity in [
+            PeerIdentity::Controller,
+            PeerIdentity::Host("n1.example".to_owned()),
+        ] {
+            assert_eq!(PeerIdentity::of_uri(&identity.uri()).unwrap(), identity);
+        }
+    }
+
+    fn certificate(uris: &[&str]) -> CertificateDer<'static> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec!["a-dns-name".to_owned()]).unwrap();
+        for uri in uris {
+            parameters
+                .subject_alt_names
+                .push(rcgen::SanType::URI((*uri).try_into().unwrap()));
+        }
+        parameters.self_signed(&key).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_certificate_has_exactly_one_uri() {
+        let ours = "spiffe://godwit.dev/host/a";
+        assert_eq!(
+            PeerIdentity::of_certificate(&certificate(&[ours])).unwrap(),
+            PeerIdentity::Host("a".into())
+        );
+        assert_eq!(
+            PeerIdentity::of_certificate(&certificate(&[])),
+            Err(IdentityError::NoName)
+        );
+        assert_eq!(
+            PeerIdentity::of_certificate(&certificate(&[ours, ours])),
+            Err(IdentityError::SeveralNames)
+        );
+        assert_eq!(
+            PeerIdentity::of_certificate(&certificate(&[ours, "https://example.org"])),
+            Err(IdentityError::SeveralNames)
+        );
+        assert_eq!(
+            PeerIdentity::of_certificate(&certificate(&["https://example.org"])),
+            Err(IdentityError::OtherName)
+        );
+        assert_eq!(
+            PeerIdentity::of_certificate(&CertificateDer::from(vec![0x30, 0x80, 1])),
+            Err(IdentityError::Unreadable)
+        );
+    }
+
+    #[test]
+    fn who_may_call_what() {
+        let host = PeerIdentity::Host("node-a".to_owned());
+        for rpc in Rpc::ALL {
+            assert!(authorise(&PeerIdentity::Controller, rpc).is_ok(), "{rpc:?}");
+            match authorise(&host, rpc) {
+                Ok(()) => assert_eq!(rpc, Rpc::Hello),
+                Err(fault) => {
+                    assert_ne!(rpc, Rpc::Hello);
+                    assert_eq!(
+                        (fault.category, fault.reason.as_ref()),
+                        (Category::Forbidden, reason::NOT_ALLOWED)
+                    );
+                    assert!(fault.message.contains("node-a"), "{}", fault.message);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn paths_mean_calls() {
+        for rpc in Rpc::ALL {
+            assert_eq!(
+                Rpc::of_path(&format!("/godwit.agent.v1.Agent/{}", rpc.name())),
+                Some(rpc)
+            );
+        }
+        for path in [
+            "/",
+            "",
+            "/godwit.agent.v1.Agent/",
+            "/godwit.agent.v1.Agent/hello",
+            "/other.Agent/Hello",
+        ] {
+            assert_eq!(Rpc::of_path(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Orders about one migration, with the terms that each of them carries.
+
+use std::time::Duration;
+
+use godwit_handover::{Cause, Channel, Go, Terms};
+
+use crate::convert::{self, Malformed};
+use crate::guest::{self, GuestName};
+use crate::wire;
+
+/// The longest downtime that a migration may allow: an hour, far beyond any use.
+const LONGEST_DOWNTIME: Duration = Duration::from_secs(3600);
+
+/// An order about one migration. Each is idempotent by the migration's UID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// To the source: take the migration on.
+    Begin {
+        /// How long the guest may stand still; whole microseconds.
+        max_downtime: Duration,
+    },
+    /// To the destination: make ready to receive.
+    Prepare {
+        /// Whom.
+        guest: GuestName,
+        /// The definition that the source gave at Begin, as JSON; unread here.
+        definition: Vec<u8>,
+    },
+    /// To the source: send the guest.
+    Perform(Channel),
+    /// To the source: the destination has loaded the guest.
+    Ready,
+    /// To the destination: the source's Go.
+    Finish(Go),
+    /// To the source: the destination holds the guest and the record says so.
+    Confirm,
+    /// To the source: give up, if it is not too late.
+    AbortSource(Cause),
+    /// To the destination: give the copy up.
+    AbortDestination(Cause),
+    /// To the source: the record has been decided; read it.
+    Settle,
+}
+
+/// What an order is answered with: that it was taken, not that it was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrderAnswer {
+    /// To Begin: the guest's definition as the source runs it, as JSON.
+    Begun {
+        /// At most 256 KiB.
+        definition: Vec<u8>,
+    },
+    /// To every other order.
+    Taken,
+}
+
+impl Order {
+    /// The message that carries this order under these terms.
+    pub fn to_request(&self, terms: &Terms) -> wire::OrderRequest {
+        use wire::order_request::Order as Wire;
+        let order = match self {
+            Self::Begin { max_downtime } => Wire::Begin(wire::Begin {
+                max_downtime_micros: u64::try_from(max_downtime.as_micros()).unwrap_or(u64::MAX),
+            }),
+            Self::Prepare { guest, definition } => Wire::Prepare(wire::Prepare {
+                guest: Some(guest.into()),
+                definition: definition.clone(),
+            }),
+            Self::Perform(channel) => Wire::Perform(wire::Perform {
+                channel: Some(channel.into()),
+            }),
+            Self::Ready => Wire::Ready(wire::Ready {}),
+            Self::Finish(go) => Wire::Finish(wire::Finish {
+                go: Some((*go).into()),
+            }),
+            Self::Confirm => Wire::Confirm(wire::Confirm {}),
+            Self::AbortSource(cause) => Wire::AbortSource(wire::AbortSource {
+                cause: wire::Cause::from(*cause).into(),
+            }),
+            Self::AbortDestination(cause) => Wire::AbortDestination(wire::AbortDestination {
+                cause: wire::Cause::from(*cause).into(),
+            }),
+            Self::Settle => Wire::Settle(wire::Settle {}),
+        };
+        wire::OrderRequest {
+            terms: Some(terms.into()),
+            order: Some(order),
+        }
+    }
+
+    /// The terms and the order that a message carries.
+    pub fn from_request(request: wire::OrderRequest) -> Result<(Terms, Self), Malformed> {
+        use wire::order_request::Order as Wire;
+        let terms = convert::terms(request.terms)?;
+        let order = match request.order.ok_or(Malformed::missing("order"))? {
+            Wire::Begin(begin) => {
+                let max_downtime = Duration::from_micros(begin.max_downtime_micros);
+                if max_downtime.is_zero() || max_downtime > LONGEST_DOWNTIME {
+                    return Err(Malformed::new(
+                        "begin.max_downtime_micros",
+                        "must be more than 0 and at most an hour",
+                    ));
+                }
+                Self::Begin { max_downtime }
+            }
+            Wire::Prepare(prepare) => {
+                let guest = guest::required(prepare.guest)?;
+                if guest.uid != terms.guest {
+                    return Err(Malformed::new(
+                        "prepare.guest.uid",
+                        "is not the guest of the terms",
+                    ));
+                }
+                Self::Prepare {
+                    guest,
+                    definition: convert::definition("prepare.definition", prepare.definition)?,
+                }
+            }
+            Wire::Perform(perform) => Self::Perform(
+                perform
+                    .channel
+                    .ok_or(Malformed::missing("perform.channel"))?
+                    .try_into()?,
+            ),
+            Wire::Ready(wire::Ready {}) => Self::Ready,
+            Wire::Finish(finish) => {
+                Self::Finish(finish.go.ok_or(Malformed::missing("finish.go"))?.try_into()?)
+            }
+            Wire::Confirm(wire::Confirm {}) => Self::Confirm,
+            Wire::AbortSource(abort) => Self::AbortSource(convert::cause("abort_source.cause", abort.cause)?),
+            Wire::AbortDestination(abort) => {
+                Self::AbortDestination(convert::cause("abort_destination.cause", abort.cause)?)
+            }
+            Wire::Settle(wire::Settle {}) => Self::Settle,
+        };
+        Ok((terms, order))
+    }
+
+    /// The order's name, for logs and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Begin { .. } => "Begin",
+            Self::Prepare { .. } => "Prepare",
+            Self::Perform(_) => "Perform",
+            Self::Ready => "Ready",
+            Self::Finish(_) => "Finish",
+            Self::Confirm => "Confirm",
+            Self::AbortSource(_) => "AbortSource",
+            Self::AbortDestination(_) => "AbortDestination",
+            Self::Settle => "Settle",
+        }
+    }
+
+    /// What a reply to this order says.
+    pub(crate) fn read_reply(&self, reply: wire::OrderReply) -> Result<OrderAnswer, Malformed> {
+        match self {
+            Self::Begin { .. } => Ok(OrderAnswer::Begun {
+                definition: convert::definition("definition", reply.definition)?,
+            }),
+            Self::Prepare { .. }
+            | Self::Perform(_)
+            | Self::Ready
+            | Self::Finish(_)
+            | Self::Confirm
+            | Self::AbortSource(_)
+            | Self::AbortDestination(_)
+            | Self::Settle => Ok(OrderAnswer::Taken),
+        }
+    }
+}
+
+impl From<OrderAnswer> for wire::OrderReply {
+    fn from(answer: OrderAnswer) -> Self {
+        match answer {
+            OrderAnswer::Begun { definition } => Self { definition },
+            OrderAnswer::Taken => Self::default(),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The agent port: takes connections, shakes hands within a deadline and a number, and serves the agent's calls.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use crate::error::Fault;
+use crate::gate::{Gate, Peer};
+use crate::identity::PeerIdentity;
+use crate::io::Connection;
+use crate::tls::{ALPN_CONTROL, ServerTls};
+use crate::wire;
+use crate::wire::agent_server::{Agent, AgentServer};
+
+/// The largest message in either direction, in bytes: a definition has at most a quarter of it.
+pub const LARGEST_MESSAGE: usize = 1024 * 1024;
+
+/// Calls of one connection that are carried out side by side; further ones wait.
+const CALLS_PER_CONNECTION: usize = 64;
+/// Open calls of one connection, watches included: one for each migration of the host.
+const STREAMS_PER_CONNECTION: u32 = 512;
+/// The largest set of headers in bytes; what a fault needs at most fits twice.
+pub(crate) const LARGEST_HEADERS: u32 = 16 * 1024;
+/// What is read from a peer that was refused before the connection is closed, in bytes.
+const DRAINED: usize = 64 * 1024;
+
+/// How much the server bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a handshake may take.
+    pub handshake: Duration,
+    /// Handshakes at a time; a newcomer beyond it is dropped.
+    pub handshakes: usize,
+    /// Connections at a time; a newcomer beyond it is dropped.
+    pub connections: usize,
+    /// How often a quiet connection is pinged.
+    pub ping_every: Duration,
+    /// How long a ping may stay unanswered before the connection is closed.
+    pub ping_answer: Duration,
+}
+
+impl Default for Limits {
+    /// Handshakes of 10 s, 64 at a time; 512 connections; pings every 15 s, answered within 10 s.
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            handshakes: 64,
+            connections: 512,
+            ping_every: Duration::from_secs(15),
+            ping_answer: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// How long a peer that lives can be silent at most.
+    fn longest_silence(&self) -> Duration {
+        (self.ping_every + self.ping_answer) * 2
+    }
+}
+
+/// Why the server ended.
+#[derive(Debug, thiserror::Error)]
+#[error("The agent port is no longer served")]
+pub struct ServeError(#[source] tonic::transport::Error);
+
+/// Serves an agent's calls until `shutdown` is done, and then until the calls under way have ended: the agent
+/// ends its watches itself then.
+///
+/// Each request has the [`Peer`] in its extensions; calls that the peer may not make, or without the version that
+/// Hello settled ([`Peer::settle`]), do not reach the agent.
+///
+/// # Errors
+/// [`ServeError`] if the connections could no longer be served.
+pub async fn serve<A, F>(
+    listener: TcpListener,
+    tls: ServerTls,
+    limits: Limits,
+    agent: Arc<A>,
+    shutdown: F,
+) -> Result<(), ServeError>
+where
+    A: Agent,
+    F: Future<Output = ()>,
+{
+    let service = AgentServer::from_arc(agent)
+        .max_decoding_message_size(LARGEST_MESSAGE)
+        .max_encoding_message_size(LARGEST_MESSAGE);
+    Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(LARGEST_HEADERS)
+        .http2_keepalive_interval(Some(limits.ping_every))
+        .http2_keepalive_timeout(Some(limits.ping_answer))
+        .serve_with_incoming_shutdown(Gate::new(service), connections(listener, tls, limits), shutdown)
+        .await
+        .map_err(ServeError)
+}
+
+/// The answer to a Hello whose version was settled with [`Peer::settle`].
+pub fn hello_reply(
+    version: u32,
+    program: &str,
+    host: &str,
+    boot_id: &str,
+    clock_micros: i64,
+) -> wire::HelloReply {
+    wire::HelloReply {
+        version,
+        program: program.to_owned(),
+        host: host.to_owned(),
+        boot_id: boot_id.to_owned(),
+        clock_micros,
+    }
+}
+
+/// Connections whose handshake has succeeded. Dropping it closes the port.
+pub fn connections(
+    listener: TcpListener,
+    tls: ServerTls,
+    limits: Limits,
+) -> ReceiverStream<Result<Connection, io::Error>> {
+    let (ready, taken) = mpsc::channel(16);
+    tokio::spawn(accept(listener, tls, limits, ready));
+    ReceiverStream::new(taken)
+}
+
+/// Owns the listening socket and the handshakes under way.
+async fn accept(
+    listener: TcpListener,
+    tls: ServerTls,
+    limits: Limits,
+    ready: mpsc::Sender<Result<Connection, io::Error>>,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let mut handshakes = JoinSet::new();
+    loop {
+        let (stream, address) = tokio::select! {
+            () = ready.closed() => return,
+            Some(_) = handshakes.join_next() => continue,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(why) => {
+                    // Out of descriptors or memory, or a peer that left already: the port itself is sound.
+                    tracing::warn!("A connection could not be taken: {why}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+            },
+        };
+        if handshakes.len() >= limits.handshakes {
+            tracing::warn!(%address, "Connection dropped: {} handshakes are under way", limits.handshakes);
+            continue;
+        }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(%address, "Connection dropped: there are {} already", limits.connections);
+            continue;
+        };
+        let acceptor = TlsAcceptor::from(tls.config());
+        let ready = ready.clone();
+        handshakes.spawn(async move {
+            match timeout(limits.handshake, shake_hands(stream, address, &acceptor)).await {
+                Ok(Ok((stream, peer))) => {
+                    let connection = connection(stream, peer, limits, place);
+                    // The server has ended meanwhile: there is no one to serve the connection.
+                    drop(ready.send(Ok(connection)).await);
+                }
+                Ok(Err(why)) => tracing::warn!(%address, "Handshake refused: {why}"),
+                Err(_) => tracing::warn!(%address, "Handshake not done within {:?}", limits.handshake),
+            }
+        });
+    }
+}
+
+fn connection(
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    peer: Peer,
+    limits: Limits,
+    place: OwnedSemaphorePermit,
+) -> Connection {
+    Connection::new(stream, peer, limits.longest_silence(), place)
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: &TlsAcceptor,
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), Fault> {
+    // Ready and Go travel while the guest stands still: no message may wait for the one before it.
+    stream
+        .set_nodelay(true)
+        .map_err(|why| Fault::from_transport(&why))?;
+    let mut stream = match acceptor.accept(stream).into_fallible().await {
+        Ok(stream) => stream,
+        Err((why, stream)) => {
+            let fault = Fault::from_transport(&why);
+            drain(stream).await;
+            return Err(fault);
+        }
+    };
+    let (_, session) = stream.get_ref();
+    let known = if session.alpn_protocol() == Some(ALPN_CONTROL) {
+        session
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .ok_or_else(|| Fault::certificate("The other side showed no certificate"))
+            .and_then(|leaf| {
+                PeerIdentity::of_certificate(leaf).map_err(|why| Fault::certificate(why.to_string()))
+            })
+    } else {
+        Err(Fault::unreachable(
+            "The other side asked for no application protocol; this port serves h2",
+        ))
+    };
+    match known {
+        Ok(identity) => Ok((stream, Peer::new(identity, address))),
+        Err(fault) => {
+            // The connection is given up; whether the farewell arrives does not matter.
+            drop(stream.shutdown().await);
+            Err(fault)
+        }
+    }
+}
+
+/// Lets the refused peer read why: closing with unread bytes would reset the connection, and the alert that was
+/// sent would be lost with it. Bounded in bytes here and in time by the handshake's deadline.
+async fn drain(mut stream: TcpStream) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut buffer = [0; 4096];
+    let mut left = DRAINED;
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        left = left.saturating_sub(count);
+        if left == 0 {
+            return;
+        }
+    }
+}
