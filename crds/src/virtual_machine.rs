@@ -111,7 +111,8 @@ pub struct Machine {
 #[serde(rename_all = "camelCase")]
 pub struct Cpu {
     /// How many virtual CPUs.
-    #[schemars(range(min = 1, max = 256))]
+    // The API server knows no unsigned formats and warns of them.
+    #[schemars(range(min = 1, max = 256), extend("format" = "int32"))]
     pub count: u32,
     /// A named CPU model of the hypervisor, for example `qemu64` or `Skylake-Server-v4`. Models that mean
     /// "whatever this host has" (`host`, `max`) are refused: the guest could not move.
