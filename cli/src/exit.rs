@@ -48,3 +48,26 @@ Exit codes:
   5    the migration needs a decision
   6    timed out waiting; the migration goes on
   130  stopped watching by Ctrl-C; the migration goes on";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_and_page_list_every_code() {
+        let page = include_str!("../../docs/cli.md");
+        for exit in [
+            Exit::Success,
+            Exit::Error,
+            Exit::Usage,
+            Exit::MigrationFailed,
+            Exit::Cancelled,
+            Exit::NeedsDecision,
+            Exit::TimedOut,
+            Exit::Interrupted,
+        ] {
+            assert!(page.contains(&format!("\n| {} |", exit.code())), "{exit:?}");
+            assert!(HELP.contains(&format!("\n  {:<4} ", exit.code())), "{exit:?}");
+        }
+    }
+}
