@@ -1,5 +1,7 @@
 //! Why the guests' manager did not do what it was asked.
 
+use std::sync::Arc;
+
 use godwit_handover::Epoch;
 use godwit_protocol::wire::ErrorCategory;
 
@@ -40,6 +42,14 @@ pub enum GuestError {
     /// The hypervisor says that the guest cannot move.
     #[error("The hypervisor cannot move this guest: {0}")]
     NotMigratable(String),
+    /// The host has rebooted since the guest was started.
+    #[error(
+        "This host has rebooted since the guest was started here under epoch {epoch}; it is not started again unless that is asked for"
+    )]
+    HostRebooted {
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// The guest was started under this epoch and its process is gone.
     #[error(
         "The guest was started here under epoch {epoch} and its process is gone ({why}); it is not started again unless that is asked for"
@@ -78,12 +88,15 @@ pub enum GuestError {
     /// The hypervisor is missing or does not work.
     #[error("{0}")]
     HypervisorUnavailable(String),
+    /// The guest's process lives, or may live, and does not answer.
+    #[error("{0}; it is left alone and asked again")]
+    HypervisorSilent(String),
     /// The hypervisor or the guest's process did not answer, or answered with an error.
     #[error(transparent)]
     Hypervisor(HypervisorError),
     /// The guest's record on this host cannot be read, so the guest is left alone.
     #[error("The guest's record on this host cannot be acted on, so the guest is left alone: {0}")]
-    RecordUnreadable(StateError),
+    RecordUnreadable(Arc<StateError>),
     /// The state directory took no write.
     #[error("The agent could not write its state: {0}")]
     StateUnwritable(StateError),
@@ -106,6 +119,7 @@ impl GuestError {
             Self::Conflict(_) => "RecordConflict",
             Self::Protected { .. } => "AnotherMigrationActive",
             Self::NotMigratable(_) => "GuestNotMigratable",
+            Self::HostRebooted { .. } => "HostRebooted",
             Self::ProcessGone { .. } => "ProcessGone",
             Self::NameTaken(_) => "NameTaken",
             Self::DefinitionRefused(_) => "DefinitionRefused",
@@ -114,6 +128,7 @@ impl GuestError {
             Self::MachineTypeMissing(_) => "MachineTypeMissing",
             Self::CpuModelMissing(_) => "CpuModelMissing",
             Self::HypervisorUnavailable(_) => "HypervisorUnavailable",
+            Self::HypervisorSilent(_) => "HypervisorUnresponsive",
             Self::Hypervisor(error) => match error {
                 HypervisorError::Unavailable(_) | HypervisorError::Died | HypervisorError::System { .. } => {
                     "HypervisorUnavailable"
@@ -121,8 +136,12 @@ impl GuestError {
                 HypervisorError::Refused(_) | HypervisorError::Command { .. } => "DefinitionRefused",
                 HypervisorError::Deadline { .. } | HypervisorError::Protocol(_) => "HypervisorUnresponsive",
             },
-            Self::RecordUnreadable(StateError::Newer { .. }) => "JournalNewer",
-            Self::RecordUnreadable(_) => "JournalDamaged",
+            Self::RecordUnreadable(error) => match error.as_ref() {
+                StateError::Newer { .. } => "JournalNewer",
+                StateError::Damaged { .. } | StateError::System { .. } | StateError::InUse(_) => {
+                    "JournalDamaged"
+                }
+            },
             Self::StateUnwritable(_) => "DiskFull",
             Self::System { .. } => "InternalError",
         }
@@ -135,6 +154,7 @@ impl GuestError {
             Self::StaleEpoch { .. }
             | Self::Conflict(_)
             | Self::Protected { .. }
+            | Self::HostRebooted { .. }
             | Self::ProcessGone { .. }
             | Self::NameTaken(_) => ErrorCategory::Conflict,
             Self::NotHere { .. }
@@ -145,7 +165,7 @@ impl GuestError {
             | Self::InsufficientMemory { .. }
             | Self::MachineTypeMissing(_)
             | Self::CpuModelMissing(_) => ErrorCategory::Lacking,
-            Self::HypervisorUnavailable(_) => ErrorCategory::Unavailable,
+            Self::HypervisorUnavailable(_) | Self::HypervisorSilent(_) => ErrorCategory::Unavailable,
             Self::Hypervisor(error) => match error {
                 HypervisorError::Refused(_) => ErrorCategory::Invalid,
                 HypervisorError::Unavailable(_)

@@ -1,15 +1,31 @@
-//! The guests' manager.
+//! The guests' manager: every order about a guest passes here.
 
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::{Epoch, Terms};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
+use tracing::{info, warn};
 
 use super::definition::Definition;
 use super::error::GuestError;
-use super::types::{GuestIdentity, GuestView, Held, StartRequest};
-use crate::hypervisor::{Hypervisor, HypervisorFacts};
+use super::launch::LaunchOrder;
+use super::process;
+use super::record::{GuestEntry, Standing};
+use super::slot::{Here, Known, Process, Slot, shown};
+use super::types::{GuestIdentity, GuestView, Held, Role, StartRequest};
+use crate::cgroup::Cgroups;
+use crate::hypervisor::{Hypervisor, HypervisorFacts, RunState, Start};
+use crate::pools::Pools;
+use crate::state::{RecordFile, StateError};
+use crate::taps::Taps;
+
+/// How long the polite part of ending a guest's process may take.
+pub(super) const DESTROY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What the manager needs to know about its host.
 pub struct Settings {
@@ -17,126 +33,750 @@ pub struct Settings {
     pub host: String,
     /// Where records are kept.
     pub state_directory: PathBuf,
-    /// Where each guest's own directory is made.
+    /// Where each guest's own directory is made, in `guests/<uid>`.
     pub run_directory: PathBuf,
     /// Memory that guests may have together, in bytes.
     pub memory: u64,
+    /// Where their files lie.
+    pub pools: Pools,
+    /// What makes their network devices.
+    pub taps: Arc<dyn Taps>,
+    /// Users to run guests as, one each; `None` where the agent is not root.
+    pub users: Option<UserRange>,
+    /// Where their processes are put.
+    pub cgroups: Cgroups,
+}
+
+/// A range of unprivileged user ids that no one else uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserRange {
+    /// The first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// A handle on the guests of this host; clones are the same guests.
 #[derive(Clone)]
 pub struct Guests {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {}
+pub(super) struct Inner {
+    pub(super) settings: Settings,
+    pub(super) hypervisor: Arc<dyn Hypervisor>,
+    pub(super) boot_id: String,
+    facts: Mutex<Option<Arc<HypervisorFacts>>>,
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    changes: watch::Sender<u64>,
+    state_problem: Mutex<Option<String>>,
+}
+
+/// A guest's place while one order has it for itself.
+pub(super) struct Locked {
+    pub(super) slot: Arc<Slot>,
+    inner: Arc<Inner>,
+    _operation: OwnedMutexGuard<()>,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let mut slots = self.inner.slots();
+        if matches!(*self.slot.known(), Known::Nothing) {
+            slots.remove(&self.slot.uid);
+        }
+    }
+}
 
 impl Guests {
-    /// A manager that knows no guest yet: [`Guests::recover`] comes first.
-    pub fn new(_settings: Settings, _hypervisor: Arc<dyn Hypervisor>) -> Self {
-        todo!()
+    /// A manager that knows no guest yet: [`Guests::recover`] comes first. Makes the directories that it needs.
+    pub fn open(settings: Settings, hypervisor: Arc<dyn Hypervisor>) -> Result<Self, GuestError> {
+        let boot_id = process::boot_id().map_err(|source| GuestError::System {
+            action: "Read the boot id".into(),
+            source,
+        })?;
+        let inner = Inner {
+            settings,
+            hypervisor,
+            boot_id,
+            facts: Mutex::new(None),
+            slots: Mutex::new(BTreeMap::new()),
+            changes: watch::Sender::new(0),
+            state_problem: Mutex::new(None),
+        };
+        inner.make_directories()?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// What the hypervisor is; `None` while it does not work. Set by whoever probes it.
-    pub fn set_facts(&self, _facts: Option<HypervisorFacts>) {
-        todo!()
+    pub fn set_facts(&self, facts: Option<HypervisorFacts>) {
+        *lock(&self.inner.facts) = facts.map(Arc::new);
     }
 
     /// What the hypervisor is; `None` while it does not work.
     pub fn facts(&self) -> Option<Arc<HypervisorFacts>> {
-        todo!()
+        lock(&self.inner.facts).clone()
     }
 
     /// Finds every recorded guest again. Nothing is started; a process is ended only where the records prove that
     /// its guest never ran. Comes before the migrations are recovered.
     pub async fn recover(&self) -> Result<(), GuestError> {
-        todo!()
+        self.inner.clone().recover().await
     }
 
     /// Starts a guest, or says how it stands if it was started before under this epoch.
-    pub async fn start(&self, _request: StartRequest) -> Result<GuestView, GuestError> {
-        todo!()
+    pub async fn start(&self, request: StartRequest) -> Result<GuestView, GuestError> {
+        let inner = self.inner.clone();
+        owned(async move { inner.start(request).await }).await
     }
 
     /// Stops a guest and forgets it. Nothing to do is a success.
-    pub async fn stop(&self, _identity: &GuestIdentity, _epoch: Epoch) -> Result<(), GuestError> {
-        todo!()
+    pub async fn stop(&self, identity: &GuestIdentity, epoch: Epoch) -> Result<(), GuestError> {
+        let (inner, uid) = (self.inner.clone(), identity.uid.clone());
+        owned(async move { inner.stop(&uid, epoch).await }).await
     }
 
     /// The source's Begin: checks that the guest is held here under the terms' epoch and can migrate, and protects
-    /// it against every order that is not this migration's. Repeated, it answers the same.
-    pub async fn protect(&self, _terms: &Terms) -> Result<Held, GuestError> {
-        todo!()
+    /// it against every order that is not this migration's. Repeated, it answers the same. The protection is not
+    /// kept on disk: the migration's journal is, and its recovery protects again before anything is served.
+    pub async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {
+        let (inner, terms) = (self.inner.clone(), terms.clone());
+        owned(async move { inner.protect(terms).await }).await
     }
 
     /// As [`Guests::protect`], without asking whether the guest can migrate: for a source that is recovered from
-    /// its journal, whose guest may stand in any state, or be dead (`Ok(None)`).
-    pub async fn protect_again(&self, _terms: &Terms) -> Result<Option<Held>, GuestError> {
-        todo!()
+    /// its journal, whose guest may stand in any state, or whose process may be gone (`Ok(None)`).
+    pub async fn protect_again(&self, terms: &Terms) -> Result<Option<Held>, GuestError> {
+        let (inner, terms) = (self.inner.clone(), terms.clone());
+        owned(async move {
+            let locked = inner.lock(&terms.guest).await;
+            inner.put_protection(&locked.slot, &terms)?;
+            inner.changed();
+            Ok(inner.held(&locked.slot))
+        })
+        .await
     }
 
     /// Ends this migration's protection. Another migration's is left alone. Nothing to do is a success.
-    pub async fn unprotect(&self, _guest: &str, _migration: &str) {
-        todo!()
+    pub async fn unprotect(&self, guest: &str, migration: &str) {
+        let locked = self.inner.lock(guest).await;
+        let ended = locked.slot.here(|here| {
+            let mine = here
+                .protected
+                .as_ref()
+                .is_some_and(|terms| terms.migration == migration);
+            if mine {
+                here.protected = None;
+            }
+            mine
+        });
+        if matches!(ended, Ok(Some(true))) {
+            self.inner.changed();
+        }
     }
 
     /// The destination's Prepare: checks definition, machine type, CPU model, memory, name, pools and files, and
     /// starts a process that waits for the stream. This manager never lets it run. Repeated, it answers the same.
     pub async fn launch_incoming(
         &self,
-        _identity: &GuestIdentity,
-        _definition: &Definition,
-        _terms: &Terms,
+        identity: &GuestIdentity,
+        definition: &Definition,
+        terms: &Terms,
     ) -> Result<Held, GuestError> {
-        todo!()
+        let order = LaunchOrder {
+            identity: identity.clone(),
+            epoch: terms.epoch,
+            definition: definition.clone(),
+            start: Start::Incoming,
+            standing: Standing::LaunchingIncoming { terms: terms.clone() },
+        };
+        let (inner, terms) = (self.inner.clone(), terms.clone());
+        owned(async move { inner.launch_incoming(order, terms).await }).await
     }
 
-    /// The arriving guest has become this host's, under `epoch`. Repeated, it does nothing.
+    /// The arriving guest has become this host's, under `epoch`, and has run here since `since_micros` (Unix time
+    /// in microseconds; `None` if it was taken over stopped). Repeated, it does nothing.
     pub async fn take_over(
         &self,
-        _guest: &str,
-        _migration: &str,
-        _epoch: Epoch,
-        _since_micros: i64,
+        guest: &str,
+        migration: &str,
+        epoch: Epoch,
+        since_micros: Option<i64>,
     ) -> Result<(), GuestError> {
-        todo!()
+        let (inner, guest, migration) = (self.inner.clone(), guest.to_owned(), migration.to_owned());
+        owned(async move { inner.take_over(&guest, &migration, epoch, since_micros).await }).await
     }
 
     /// Destroys and forgets a guest that was arriving by this migration. Nothing to do is a success; a guest that
-    /// has been taken over is refused.
-    pub async fn discard_incoming(&self, _guest: &str, _migration: &str) -> Result<(), GuestError> {
-        todo!()
+    /// this migration has brought here for good is refused.
+    pub async fn discard_incoming(&self, guest: &str, migration: &str) -> Result<(), GuestError> {
+        let (inner, guest, migration) = (self.inner.clone(), guest.to_owned(), migration.to_owned());
+        owned(async move { inner.discard_incoming(&guest, &migration).await }).await
     }
 
     /// Destroys and forgets a guest that has left by this migration. Nothing to do is a success; a guest that this
     /// migration does not protect is refused.
-    pub async fn release(&self, _guest: &str, _migration: &str) -> Result<(), GuestError> {
-        todo!()
+    pub async fn release(&self, guest: &str, migration: &str) -> Result<(), GuestError> {
+        let (inner, guest, migration) = (self.inner.clone(), guest.to_owned(), migration.to_owned());
+        owned(async move { inner.release(&guest, &migration).await }).await
     }
 
-    /// The guest, if its process lives here.
-    pub fn held(&self, _guest: &str) -> Option<Held> {
-        todo!()
+    /// The guest, if its process lives here and answers.
+    pub fn held(&self, guest: &str) -> Option<Held> {
+        let slot = self.inner.slots().get(guest).cloned()?;
+        self.inner.held(&slot)
     }
 
-    /// The migrations by which guests were arriving when the agent last stopped, and those that arrive now. After
-    /// their recovery the migrations discard each one for which no journal speaks: it never got past Prepare.
+    /// The terms of every migration by which a guest is arriving. After their recovery the migrations discard each
+    /// one for which there is no journal: it never got past Prepare.
     pub fn arriving(&self) -> Vec<Terms> {
-        todo!()
+        self.inner
+            .each(|here| here.entry.standing.arriving().cloned())
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Every guest that this host knows of.
     pub fn list(&self) -> Vec<GuestView> {
-        todo!()
+        let slots: Vec<_> = self.inner.slots().values().cloned().collect();
+        slots
+            .iter()
+            .filter_map(|slot| match &*slot.known() {
+                Known::Nothing => None,
+                Known::Unreadable(error) => Some(GuestView {
+                    identity: GuestIdentity {
+                        uid: slot.uid.clone(),
+                        namespace: String::new(),
+                        name: String::new(),
+                    },
+                    epoch: 0,
+                    state: GuestState::Unknown,
+                    since_micros: None,
+                    role: Role::Held,
+                    note: Some(error.to_string()),
+                }),
+                Known::Here(here) => Some(here.view()),
+            })
+            .collect()
     }
 
-    /// Memory promised to guests whose processes live here, in bytes.
+    /// Memory that guests may have together, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.inner.settings.memory
+    }
+
+    /// Memory promised to guests whose processes are not proved to be gone, in bytes.
     pub fn memory_in_use(&self) -> u64 {
-        todo!()
+        self.inner
+            .each(|here| {
+                if here.uses_memory() {
+                    here.definition.memory()
+                } else {
+                    0
+                }
+            })
+            .into_iter()
+            .sum()
+    }
+
+    /// Virtual CPUs of guests whose processes are not proved to be gone.
+    pub fn cpus_in_use(&self) -> u64 {
+        self.inner
+            .each(|here| {
+                if here.uses_memory() {
+                    u64::from(here.definition.spec().cpu.count)
+                } else {
+                    0
+                }
+            })
+            .into_iter()
+            .sum()
+    }
+
+    /// What was wrong when the state directory was last written to.
+    pub fn state_problem(&self) -> Option<String> {
+        lock(&self.inner.state_problem).clone()
+    }
+
+    /// Writes to the state directory, to see whether it takes writes.
+    pub async fn try_state(&self) -> Result<(), GuestError> {
+        let file = RecordFile::at(self.inner.settings.state_directory.join("probe"));
+        let outcome = blocking(move || file.write(&())).await;
+        self.inner.note_state(outcome)
     }
 
     /// Counts up whenever [`Guests::list`] has changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        todo!()
+        self.inner.changes.subscribe()
     }
+}
+
+impl Inner {
+    async fn start(self: Arc<Self>, request: StartRequest) -> Result<GuestView, GuestError> {
+        let locked = self.lock(&request.identity.uid).await;
+        let slot = &locked.slot;
+        let standing = slot.here(|here| {
+            if here.entry.identity != request.identity {
+                return Err(GuestError::Conflict(format!(
+                    "This host knows guest {} as {}/{}",
+                    slot.uid, here.entry.identity.namespace, here.entry.identity.name
+                )));
+            }
+            if let Some(terms) = here.entry.standing.arriving() {
+                return Err(GuestError::Protected {
+                    migration: terms.migration.clone(),
+                });
+            }
+            here.check_epoch(request.epoch)?;
+            Ok((
+                here.process.clone(),
+                here.since_micros(),
+                here.protected.clone(),
+                here.entry.boot_id != self.boot_id,
+            ))
+        })?;
+        match standing.transpose()? {
+            None => {}
+            Some((Process::Alive(guest), since, protected, _)) => {
+                let state = guest.run_state().await.map_err(GuestError::Hypervisor)?;
+                match (state, since, protected) {
+                    // The first start was cut short before the guest was let run.
+                    (RunState::Paused, None, None) => self.let_run(slot, &*guest).await?,
+                    (RunState::ShutDown | RunState::Panicked | RunState::Broken, _, None)
+                        if request.again =>
+                    {
+                        self.destroy_and_forget(slot).await?;
+                        return self.start_fresh(slot, request).await;
+                    }
+                    (_, _, Some(terms)) if request.again => {
+                        return Err(GuestError::Protected {
+                            migration: terms.migration,
+                        });
+                    }
+                    (_, _, _) => {}
+                }
+                return self.view(slot);
+            }
+            Some((Process::Gone(_), _, Some(terms), _)) => {
+                return Err(GuestError::Protected {
+                    migration: terms.migration,
+                });
+            }
+            Some((Process::Gone(_), _, None, rebooted)) if !request.again && rebooted => {
+                return Err(GuestError::HostRebooted { epoch: request.epoch });
+            }
+            Some((Process::Gone(why), _, None, _)) if !request.again => {
+                return Err(GuestError::ProcessGone {
+                    epoch: request.epoch,
+                    why,
+                });
+            }
+            Some((Process::Gone(_), _, None, _)) => self.forget(slot).await?,
+            Some((Process::Silent | Process::Launching, ..)) => {
+                return Err(GuestError::HypervisorSilent(format!(
+                    "The process of guest {} lives and does not answer",
+                    slot.uid
+                )));
+            }
+        }
+        self.start_fresh(slot, request).await
+    }
+
+    async fn start_fresh(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        request: StartRequest,
+    ) -> Result<GuestView, GuestError> {
+        let guest = self
+            .launch(
+                slot,
+                LaunchOrder {
+                    identity: request.identity,
+                    epoch: request.epoch,
+                    definition: request.definition,
+                    start: Start::Boot,
+                    standing: Standing::Launching,
+                },
+            )
+            .await?;
+        self.let_run(slot, &*guest).await?;
+        self.view(slot)
+    }
+
+    /// Lets a guest run for the first time and notes since when.
+    async fn let_run(&self, slot: &Slot, guest: &dyn crate::hypervisor::Guest) -> Result<(), GuestError> {
+        guest.resume().await.map_err(GuestError::Hypervisor)?;
+        info!(guest = %slot.uid, "the guest runs");
+        self.note_since(slot, now_micros()).await;
+        Ok(())
+    }
+
+    /// Notes since when a guest has run. The guest runs whether or not this can be written.
+    pub(super) async fn note_since(&self, slot: &Slot, since: i64) {
+        let entry = slot.here(|here| {
+            if let Standing::Held { since_micros, .. } = &mut here.entry.standing {
+                *since_micros = Some(since);
+            }
+            here.state = GuestState::Running;
+            here.entry.clone()
+        });
+        self.changed();
+        if let Ok(Some(entry)) = entry
+            && let Err(error) = self.store(entry).await
+        {
+            warn!(guest = %slot.uid, %error, "since when the guest has run could not be kept");
+        }
+    }
+
+    async fn stop(self: Arc<Self>, uid: &str, epoch: Epoch) -> Result<(), GuestError> {
+        let locked = self.lock(uid).await;
+        let allowed = locked.slot.here(|here| {
+            if let Some(terms) = here.protected.as_ref().or(here.entry.standing.arriving()) {
+                return Err(GuestError::Protected {
+                    migration: terms.migration.clone(),
+                });
+            }
+            here.check_epoch(epoch)
+        })?;
+        match allowed {
+            None => Ok(()),
+            Some(allowed) => {
+                allowed?;
+                self.destroy_and_forget(&locked.slot).await
+            }
+        }
+    }
+
+    async fn protect(self: Arc<Self>, terms: Terms) -> Result<Held, GuestError> {
+        let locked = self.lock(&terms.guest).await;
+        let slot = &locked.slot;
+        let known = slot.here(|here| {
+            self.check_protection(here, &terms)?;
+            let guest = match &here.process {
+                Process::Alive(guest) => guest.clone(),
+                Process::Gone(why) => return Err(GuestError::NotRunning(format!("gone: {why}"))),
+                Process::Silent | Process::Launching => {
+                    return Err(GuestError::HypervisorSilent(format!(
+                        "The process of guest {} lives and does not answer",
+                        slot.uid
+                    )));
+                }
+            };
+            Ok((guest, here.protected.is_some(), here.since_micros().is_some()))
+        })?;
+        let (guest, again, started) = known.ok_or_else(|| GuestError::NotHere {
+            uid: slot.uid.clone(),
+        })??;
+        if !again {
+            match guest.run_state().await.map_err(GuestError::Hypervisor)? {
+                RunState::Running => {}
+                RunState::Paused if started => {}
+                RunState::Paused => return Err(GuestError::NotRunning("not yet started".into())),
+                other @ (RunState::StoppedForMigration
+                | RunState::Incoming
+                | RunState::ShutDown
+                | RunState::Panicked
+                | RunState::IoError
+                | RunState::Broken) => return Err(GuestError::NotRunning(format!("{other:?}"))),
+            }
+            let blockers = guest.migration_blockers().await.map_err(GuestError::Hypervisor)?;
+            if !blockers.is_empty() {
+                return Err(GuestError::NotMigratable(blockers.join("; ")));
+            }
+        }
+        self.put_protection(slot, &terms)?;
+        self.changed();
+        self.held(slot)
+            .ok_or_else(|| GuestError::NotRunning("gone".into()))
+    }
+
+    fn check_protection(&self, here: &Here, terms: &Terms) -> Result<(), GuestError> {
+        if terms.source != self.settings.host {
+            return Err(GuestError::Conflict(format!(
+                "The migration's source is {}, and this is {}",
+                terms.source, self.settings.host
+            )));
+        }
+        if let Some(other) = here.entry.standing.arriving() {
+            return Err(GuestError::Protected {
+                migration: other.migration.clone(),
+            });
+        }
+        here.check_epoch(terms.epoch)?;
+        match &here.protected {
+            None => Ok(()),
+            Some(mine) if mine == terms => Ok(()),
+            Some(other) if other.migration == terms.migration => Err(GuestError::Conflict(
+                "The order's terms are not those of this migration".into(),
+            )),
+            Some(other) => Err(GuestError::Protected {
+                migration: other.migration.clone(),
+            }),
+        }
+    }
+
+    fn put_protection(&self, slot: &Slot, terms: &Terms) -> Result<(), GuestError> {
+        slot.here(|here| {
+            self.check_protection(here, terms)?;
+            here.protected = Some(terms.clone());
+            Ok(())
+        })?
+        .ok_or_else(|| GuestError::NotHere {
+            uid: slot.uid.clone(),
+        })?
+    }
+
+    async fn launch_incoming(self: Arc<Self>, order: LaunchOrder, terms: Terms) -> Result<Held, GuestError> {
+        if terms.destination != self.settings.host || terms.guest != order.identity.uid {
+            return Err(GuestError::Conflict(format!(
+                "The migration moves guest {} to {}, and this is {}",
+                terms.guest, terms.destination, self.settings.host
+            )));
+        }
+        let locked = self.lock(&terms.guest).await;
+        let slot = &locked.slot;
+        let there = slot.here(|here| match here.entry.standing.arriving() {
+            Some(mine) if *mine == terms => match &here.process {
+                Process::Alive(_) => Ok(()),
+                Process::Gone(why) => Err(GuestError::ProcessGone {
+                    epoch: terms.epoch,
+                    why: why.clone(),
+                }),
+                Process::Silent | Process::Launching => Err(GuestError::HypervisorSilent(format!(
+                    "The process of guest {} lives and does not answer",
+                    slot.uid
+                ))),
+            },
+            Some(other) => Err(GuestError::NameTaken(format!(
+                "Guest {} is already arriving here by migration {}",
+                slot.uid, other.migration
+            ))),
+            None => Err(GuestError::NameTaken(format!(
+                "This host already has guest {} ({}/{}), under epoch {}",
+                slot.uid, here.entry.identity.namespace, here.entry.identity.name, here.entry.epoch
+            ))),
+        })?;
+        match there {
+            Some(answer) => answer?,
+            None => drop(self.launch(slot, order).await?),
+        }
+        self.held(slot).ok_or_else(|| GuestError::ProcessGone {
+            epoch: terms.epoch,
+            why: "it ended at once".into(),
+        })
+    }
+
+    async fn take_over(
+        self: Arc<Self>,
+        uid: &str,
+        migration: &str,
+        epoch: Epoch,
+        since: Option<i64>,
+    ) -> Result<(), GuestError> {
+        let locked = self.lock(uid).await;
+        let slot = &locked.slot;
+        let conflict = |what: String| Err(GuestError::Conflict(what));
+        let entry = slot
+            .here(|here| match &here.entry.standing {
+                Standing::Arriving { terms, process } if terms.migration == migration => {
+                    if epoch != terms.epoch + 1 {
+                        return conflict(format!(
+                            "After epoch {} comes {}, not {epoch}",
+                            terms.epoch,
+                            terms.epoch + 1
+                        ));
+                    }
+                    let standing = Standing::Held {
+                        process: process.clone(),
+                        since_micros: since,
+                        arrived_by: Some(migration.to_owned()),
+                    };
+                    Ok(Some(GuestEntry {
+                        standing,
+                        epoch,
+                        ..here.entry.clone()
+                    }))
+                }
+                Standing::Held {
+                    arrived_by: Some(by), ..
+                } if by == migration && here.entry.epoch == epoch => Ok(None),
+                Standing::Arriving { .. }
+                | Standing::LaunchingIncoming { .. }
+                | Standing::Held { .. }
+                | Standing::Launching => conflict(format!(
+                    "Guest {uid} is not arriving here by migration {migration}"
+                )),
+            })?
+            .ok_or_else(|| GuestError::NotHere { uid: uid.into() })??;
+        let Some(entry) = entry else { return Ok(()) };
+        self.store(entry.clone()).await?;
+        slot.here(|here| here.entry = entry)?;
+        self.changed();
+        info!(guest = uid, migration, epoch, "the guest has been taken over");
+        Ok(())
+    }
+
+    async fn discard_incoming(self: Arc<Self>, uid: &str, migration: &str) -> Result<(), GuestError> {
+        let locked = self.lock(uid).await;
+        let mine = locked.slot.here(|here| match &here.entry.standing {
+            Standing::Arriving { terms, .. } | Standing::LaunchingIncoming { terms } => {
+                Ok(terms.migration == migration)
+            }
+            Standing::Held {
+                arrived_by: Some(by), ..
+            } if by == migration => Err(GuestError::Conflict(format!(
+                "Guest {uid} has arrived by migration {migration} and is this host's now; it is not discarded"
+            ))),
+            Standing::Held { .. } | Standing::Launching => Ok(false),
+        })?;
+        match mine.transpose()? {
+            Some(true) => self.destroy_and_forget(&locked.slot).await,
+            Some(false) | None => Ok(()),
+        }
+    }
+
+    async fn release(self: Arc<Self>, uid: &str, migration: &str) -> Result<(), GuestError> {
+        let locked = self.lock(uid).await;
+        let mine = locked.slot.here(|here| match &here.protected {
+            Some(terms) if terms.migration == migration => Ok(()),
+            Some(_) | None => Err(GuestError::Conflict(format!(
+                "Guest {uid} does not leave by migration {migration}; it is kept"
+            ))),
+        })?;
+        match mine.transpose()? {
+            Some(()) => self.destroy_and_forget(&locked.slot).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn held(&self, slot: &Slot) -> Option<Held> {
+        let held = slot.here(|here| match &here.process {
+            Process::Alive(guest) => Some(Held {
+                identity: here.entry.identity.clone(),
+                definition: here.definition.clone(),
+                epoch: here.entry.epoch,
+                guest: guest.clone(),
+                directory: self.directory(&slot.uid),
+                role: here.role(),
+            }),
+            Process::Launching | Process::Silent | Process::Gone(_) => None,
+        });
+        held.ok().flatten().flatten()
+    }
+
+    fn view(&self, slot: &Slot) -> Result<GuestView, GuestError> {
+        slot.here(|here| here.view())?.ok_or_else(|| GuestError::NotHere {
+            uid: slot.uid.clone(),
+        })
+    }
+
+    /// What the guest does, by its hypervisor.
+    pub(super) fn note_state(&self, outcome: Result<(), StateError>) -> Result<(), GuestError> {
+        let mut problem = lock(&self.state_problem);
+        match outcome {
+            Ok(()) => {
+                *problem = None;
+                Ok(())
+            }
+            Err(error) => {
+                *problem = Some(error.to_string());
+                Err(GuestError::StateUnwritable(error))
+            }
+        }
+    }
+
+    /// Shows what a guest does.
+    pub(super) fn show(&self, slot: &Slot, state: RunState) {
+        let changed = slot.here(|here| std::mem::replace(&mut here.state, shown(state)) != shown(state));
+        if matches!(changed, Ok(Some(true))) {
+            self.changed();
+        }
+    }
+
+    pub(super) fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub(super) fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
+        lock(&self.slots)
+    }
+
+    pub(super) fn facts(&self) -> Option<Arc<HypervisorFacts>> {
+        lock(&self.facts).clone()
+    }
+
+    fn each<T>(&self, read: impl Fn(&mut Here) -> T) -> Vec<T> {
+        let slots: Vec<_> = self.slots().values().cloned().collect();
+        slots
+            .iter()
+            .filter_map(|slot| slot.here(&read).ok().flatten())
+            .collect()
+    }
+
+    /// Waits until no other order has this guest, and takes it.
+    pub(super) async fn lock(self: &Arc<Self>, uid: &str) -> Locked {
+        loop {
+            let slot = self
+                .slots()
+                .entry(uid.to_owned())
+                .or_insert_with(|| Arc::new(Slot::new(uid)))
+                .clone();
+            let operation = slot.operation.clone().lock_owned().await;
+            // The one before may have forgotten the guest and with it this place.
+            if self
+                .slots()
+                .get(uid)
+                .is_some_and(|current| Arc::ptr_eq(current, &slot))
+            {
+                return Locked {
+                    slot,
+                    inner: self.clone(),
+                    _operation: operation,
+                };
+            }
+        }
+    }
+}
+
+/// An order is carried out to its end even if whoever gave it no longer listens.
+async fn owned<T: Send + 'static>(
+    task: impl Future<Output = Result<T, GuestError>> + Send + 'static,
+) -> Result<T, GuestError> {
+    match tokio::spawn(task).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(GuestError::System {
+            action: "Carry an order out".into(),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+/// Runs file work outside the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StateError> + Send + 'static,
+) -> Result<T, StateError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(StateError::System {
+            action: "work on",
+            path: PathBuf::new(),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The host's clock, Unix time in microseconds.
+pub(super) fn now_micros() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_micros()).ok())
+        .unwrap_or_default()
 }

@@ -5,13 +5,17 @@
 
 pub mod definition;
 pub mod error;
+mod launch;
 pub mod manager;
+mod observe;
 pub mod process;
 pub mod record;
+mod recover;
+mod slot;
 pub mod types;
 pub mod words;
 
 pub use definition::Definition;
 pub use error::GuestError;
-pub use manager::{Guests, Settings};
+pub use manager::{Guests, Settings, UserRange};
 pub use types::{GuestIdentity, GuestView, Held, Role, StartRequest};

@@ -56,6 +56,10 @@ pub async fn kill(process: &ProcessRecord, deadline: Duration) -> io::Result<()>
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(errno) => return Err(errno.into()),
     }
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for types that may lie about their descriptor; OwnedFd does not"
+    )]
     let pidfd = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)?;
     match tokio::time::timeout(deadline, pidfd.readable()).await {
         Ok(ready) => ready.map(drop),
