@@ -31,7 +31,12 @@ pub trait Hypervisor: Send + Sync {
     /// Finds a guest's process again after a restart of the agent. It is taken for the guest only if it is the
     /// very process that was recorded (start time and boot id, not only the pid) and it says itself that it is
     /// that guest.
-    async fn adopt(&self, uid: &str, directory: &std::path::Path, process: &ProcessRecord) -> Result<Adoption, HypervisorError>;
+    async fn adopt(
+        &self,
+        uid: &str,
+        directory: &std::path::Path,
+        process: &ProcessRecord,
+    ) -> Result<Adoption, HypervisorError>;
 }
 
 /// What became of a recorded process.

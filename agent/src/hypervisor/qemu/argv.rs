@@ -102,7 +102,12 @@ pub fn accelerator(accelerator: Accelerator, kvm: Option<i32>) -> Vec<String> {
     match (accelerator, kvm) {
         (Accelerator::Tcg, None | Some(_)) => vec!["-accel".into(), "tcg".into()],
         (Accelerator::Kvm, None) => vec!["-accel".into(), "kvm".into()],
-        (Accelerator::Kvm, Some(file)) => vec!["-add-fd".into(), format!("fd={file},set=0"), "-accel".into(), "kvm,device=/dev/fdset/0".into()],
+        (Accelerator::Kvm, Some(file)) => vec![
+            "-add-fd".into(),
+            format!("fd={file},set=0"),
+            "-accel".into(),
+            "kvm,device=/dev/fdset/0".into(),
+        ],
     }
 }
 
@@ -110,7 +115,8 @@ pub fn accelerator(accelerator: Accelerator, kvm: Option<i32>) -> Vec<String> {
 pub fn arguments(plan: &Plan<'_>) -> Result<Vec<String>, String> {
     let definition = plan.definition;
     let bus = root_bus(&definition.machine.type_)?;
-    let memory = memory_bytes(&definition.memory).ok_or_else(|| format!("memory {:?} is not an amount of memory", definition.memory))?;
+    let memory = memory_bytes(&definition.memory)
+        .ok_or_else(|| format!("memory {:?} is not an amount of memory", definition.memory))?;
     let name = word(plan.name, "the name")?;
     let machine = word(&definition.machine.type_, "the machine type")?;
     let model = word(&definition.cpu.model, "the CPU model")?;
@@ -118,33 +124,59 @@ pub fn arguments(plan: &Plan<'_>) -> Result<Vec<String>, String> {
     let directory = path(plan.directory)?;
     let incoming = plan.start == Start::Incoming;
 
-    let mut argv = Argv { words: confinement(), bus };
+    let mut argv = Argv {
+        words: confinement(),
+        bus,
+    };
     argv.pair("-name", format!("guest={name},debug-threads=on"));
     argv.pair("-uuid", plan.uid.hyphenated().to_string());
     argv.words.push("-S".into());
     // A guest that powers off, even in the middle of its migration, is kept until somebody has looked at it.
     argv.pair("-action", "reboot=reset,shutdown=pause,panic=pause");
-    argv.pair("-machine", format!("type={machine},memory-backend=pc.ram,dump-guest-core=off"));
+    argv.pair(
+        "-machine",
+        format!("type={machine},memory-backend=pc.ram,dump-guest-core=off"),
+    );
     argv.words.extend(accelerator(plan.accelerator, plan.kvm));
     // `enforce`: rather no guest than one with fewer features than its definition names.
     argv.pair("-cpu", format!("{model},enforce=on"));
-    argv.pair("-smp", format!("cpus={count},maxcpus={count},sockets=1,cores={count},threads=1"));
+    argv.pair(
+        "-smp",
+        format!("cpus={count},maxcpus={count},sockets=1,cores={count},threads=1"),
+    );
     argv.pair("-m", format!("size={}M", memory >> 20));
-    argv.json("-object", json!({"qom-type": "memory-backend-ram", "id": "pc.ram", "size": memory, "dump": false}));
+    argv.json(
+        "-object",
+        json!({"qom-type": "memory-backend-ram", "id": "pc.ram", "size": memory, "dump": false}),
+    );
     argv.pair("-rtc", "base=utc");
-    argv.pair("-chardev", format!("socket,id=monitor,fd={},server=on,wait=off", plan.monitor));
+    argv.pair(
+        "-chardev",
+        format!("socket,id=monitor,fd={},server=on,wait=off", plan.monitor),
+    );
     argv.pair("-mon", "chardev=monitor,mode=control");
 
     let firmware = boot(&mut argv, plan)?;
     argv.json("-device", json!({"driver": "pvpanic", "id": "panic"}));
     if definition.serial_console {
-        let console = format!("socket,id=console,path={directory}/{CONSOLE_SOCKET},server=on,wait=off,logfile={directory}/{CONSOLE_LOG},logappend=on");
+        let console = format!(
+            "socket,id=console,path={directory}/{CONSOLE_SOCKET},server=on,wait=off,logfile={directory}/{CONSOLE_LOG},logappend=on"
+        );
         argv.pair("-chardev", console);
-        argv.json("-device", json!({"driver": "isa-serial", "id": "serial", "chardev": "console", "index": 0}));
+        argv.json(
+            "-device",
+            json!({"driver": "isa-serial", "id": "serial", "chardev": "console", "index": 0}),
+        );
     }
     if definition.random_source {
-        argv.json("-object", json!({"qom-type": "rng-builtin", "id": "random-source"}));
-        argv.device(RANDOM_SLOT, json!({"driver": "virtio-rng-pci", "id": "random", "rng": "random-source"}));
+        argv.json(
+            "-object",
+            json!({"qom-type": "rng-builtin", "id": "random-source"}),
+        );
+        argv.device(
+            RANDOM_SLOT,
+            json!({"driver": "virtio-rng-pci", "id": "random", "rng": "random-source"}),
+        );
     }
     interfaces(&mut argv, plan)?;
     disks(&mut argv, plan, firmware)?;
@@ -168,8 +200,14 @@ fn boot(argv: &mut Argv, plan: &Plan<'_>) -> Result<bool, String> {
                 argv.pair("-initrd", format!("/proc/self/fd/{initramfs}"));
             }
             if !boot.command_line.is_empty() {
-                if !boot.command_line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-                    return Err("the kernel's command line has characters that are not printable ASCII".into());
+                if !boot
+                    .command_line
+                    .bytes()
+                    .all(|byte| (b' '..=b'~').contains(&byte))
+                {
+                    return Err(
+                        "the kernel's command line has characters that are not printable ASCII".into(),
+                    );
                 }
                 // Taken as it is: QEMU looks for no keys in it.
                 argv.pair("-append", boot.command_line.clone());
@@ -179,14 +217,20 @@ fn boot(argv: &mut Argv, plan: &Plan<'_>) -> Result<bool, String> {
         (None, Some(firmware)) => match firmware.kind {
             FirmwareKind::Bios => Ok(true),
         },
-        (None, None) | (Some(_), Some(_)) => Err("exactly one of boot.kernel and boot.firmware is needed".into()),
+        (None, None) | (Some(_), Some(_)) => {
+            Err("exactly one of boot.kernel and boot.firmware is needed".into())
+        }
     }
 }
 
 fn interfaces(argv: &mut Argv, plan: &Plan<'_>) -> Result<(), String> {
     let interfaces = &plan.definition.interfaces;
     if interfaces.len() != plan.taps.len() || interfaces.len() > MAX_INTERFACES {
-        return Err(format!("{} interfaces and {} tap devices (at most {MAX_INTERFACES})", interfaces.len(), plan.taps.len()));
+        return Err(format!(
+            "{} interfaces and {} tap devices (at most {MAX_INTERFACES})",
+            interfaces.len(),
+            plan.taps.len()
+        ));
     }
     for (slot, (interface, tap)) in (FIRST_INTERFACE_SLOT..).zip(interfaces.iter().zip(plan.taps)) {
         let name = word(&interface.name, "an interface's name")?;
@@ -207,7 +251,11 @@ fn interfaces(argv: &mut Argv, plan: &Plan<'_>) -> Result<(), String> {
 fn disks(argv: &mut Argv, plan: &Plan<'_>, firmware: bool) -> Result<(), String> {
     let disks = &plan.definition.disks;
     if disks.len() != plan.disks.len() || disks.len() > MAX_DISKS {
-        return Err(format!("{} disks and {} opened files (at most {MAX_DISKS})", disks.len(), plan.disks.len()));
+        return Err(format!(
+            "{} disks and {} opened files (at most {MAX_DISKS})",
+            disks.len(),
+            plan.disks.len()
+        ));
     }
     for (index, (disk, planned)) in disks.iter().zip(plan.disks).enumerate() {
         let name = word(&disk.name, "a disk's name")?;
@@ -237,7 +285,9 @@ fn block_node(name: &str, disk: &Disk, planned: PlannedDisk, set: usize) -> Valu
     });
     let node = format!("{DISK_PREFIX}{name}");
     match disk.format {
-        DiskFormat::Raw => json!({"driver": "raw", "node-name": node, "read-only": disk.read_only, "cache": cache, "discard": "unmap", "file": file}),
+        DiskFormat::Raw => {
+            json!({"driver": "raw", "node-name": node, "read-only": disk.read_only, "cache": cache, "discard": "unmap", "file": file})
+        }
         // An image that names another file as its base, written by whoever filled the pool, must not make QEMU open it.
         DiskFormat::Qcow2 => {
             json!({"driver": "qcow2", "node-name": node, "read-only": disk.read_only, "cache": cache, "discard": "unmap", "backing": null, "file": file})
@@ -277,7 +327,9 @@ fn root_bus(machine: &str) -> Result<&'static str, String> {
     } else if machine.starts_with("pc-i440fx-") {
         Ok("pci.0")
     } else {
-        Err(format!("machine type {machine:?} is neither a pc-q35 nor a pc-i440fx"))
+        Err(format!(
+            "machine type {machine:?} is neither a pc-q35 nor a pc-i440fx"
+        ))
     }
 }
 
@@ -290,7 +342,9 @@ pub fn knows_machine(machine: &str) -> bool {
 fn word<'a>(text: &'a str, what: &str) -> Result<&'a str, String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if text.is_empty() || text.len() > 253 || text.starts_with('-') || !text.bytes().all(good) {
-        return Err(format!("{what} {text:?} has other characters than letters, digits, '.', '_' and '-'"));
+        return Err(format!(
+            "{what} {text:?} has other characters than letters, digits, '.', '_' and '-'"
+        ));
     }
     Ok(text)
 }
@@ -299,10 +353,14 @@ fn word<'a>(text: &'a str, what: &str) -> Result<&'a str, String> {
 fn path(text: &str) -> Result<&str, String> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
     if !text.starts_with('/') || !text.bytes().all(good) {
-        return Err(format!("the guest's directory {text:?} is not an absolute path of letters, digits, '.', '_', '-' and '/'"));
+        return Err(format!(
+            "the guest's directory {text:?} is not an absolute path of letters, digits, '.', '_', '-' and '/'"
+        ));
     }
     if text.len() + 1 + CONSOLE_SOCKET.len() > 107 {
-        return Err(format!("the guest's directory {text:?} is too long for a socket's address"));
+        return Err(format!(
+            "the guest's directory {text:?} is too long for a socket's address"
+        ));
     }
     Ok(text)
 }
@@ -316,11 +374,18 @@ mod tests {
 
     fn definition(value: Value) -> VirtualMachineSpec {
         let mut whole = json!({"machine": {"type": "pc-q35-10.0"}, "cpu": {"count": 2, "model": "qemu64"}, "memory": "64Mi", "boot": {"firmware": {}}});
-        whole.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
+        whole
+            .as_object_mut()
+            .unwrap()
+            .extend(value.as_object().unwrap().clone());
         serde_json::from_value(whole).unwrap()
     }
 
-    fn plan<'a>(definition: &'a VirtualMachineSpec, disks: &'a [PlannedDisk], taps: &'a [String]) -> Plan<'a> {
+    fn plan<'a>(
+        definition: &'a VirtualMachineSpec,
+        disks: &'a [PlannedDisk],
+        taps: &'a [String],
+    ) -> Plan<'a> {
         Plan {
             uid: uuid::Uuid::from_u128(7),
             name: "web1",
@@ -338,10 +403,16 @@ mod tests {
     }
 
     fn values<'a>(argv: &'a [String], option: &str) -> Vec<&'a str> {
-        argv.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+        argv.windows(2)
+            .filter(|pair| pair[0] == option)
+            .map(|pair| pair[1].as_str())
+            .collect()
     }
 
-    const DISK: PlannedDisk = PlannedDisk { file: 12, block_device: false };
+    const DISK: PlannedDisk = PlannedDisk {
+        file: 12,
+        block_device: false,
+    };
 
     #[test]
     fn a_guest_is_confined_and_stopped() {
@@ -354,7 +425,10 @@ mod tests {
             ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
         );
         assert_eq!(values(&argv, "-uuid"), ["00000000-0000-0000-0000-000000000007"]);
-        assert_eq!(values(&argv, "-action"), ["reboot=reset,shutdown=pause,panic=pause"]);
+        assert_eq!(
+            values(&argv, "-action"),
+            ["reboot=reset,shutdown=pause,panic=pause"]
+        );
         assert!(values(&argv, "-incoming").is_empty());
     }
 
@@ -377,23 +451,55 @@ mod tests {
         let definition = definition(json!({"disks": [
             {"name": "root", "file": {"file": "a.img"}, "cache": "DirectSync"},
             {"name": "data", "blockDevice": "/dev/vg/data", "cache": "Writeback", "format": "Qcow2", "readOnly": true}]}));
-        let disks = [DISK, PlannedDisk { file: 13, block_device: true }];
+        let disks = [
+            DISK,
+            PlannedDisk {
+                file: 13,
+                block_device: true,
+            },
+        ];
         let argv = arguments(&plan(&definition, &disks, &[])).unwrap();
         assert_eq!(values(&argv, "-add-fd"), ["fd=12,set=1", "fd=13,set=2"]);
-        let nodes: Vec<Value> = values(&argv, "-blockdev").iter().map(|node| serde_json::from_str(node).unwrap()).collect();
-        assert_eq!((&nodes[0]["cache"]["direct"], &nodes[1]["cache"]["direct"]), (&json!(true), &json!(false)));
-        assert_eq!((&nodes[0]["file"]["driver"], &nodes[1]["file"]["driver"]), (&json!("file"), &json!("host_device")));
-        assert_eq!((&nodes[1]["backing"], &nodes[1]["file"]["read-only"]), (&json!(null), &json!(true)));
+        let nodes: Vec<Value> = values(&argv, "-blockdev")
+            .iter()
+            .map(|node| serde_json::from_str(node).unwrap())
+            .collect();
+        assert_eq!(
+            (&nodes[0]["cache"]["direct"], &nodes[1]["cache"]["direct"]),
+            (&json!(true), &json!(false))
+        );
+        assert_eq!(
+            (&nodes[0]["file"]["driver"], &nodes[1]["file"]["driver"]),
+            (&json!("file"), &json!("host_device"))
+        );
+        assert_eq!(
+            (&nodes[1]["backing"], &nodes[1]["file"]["read-only"]),
+            (&json!(null), &json!(true))
+        );
         assert!(nodes[1].as_object().unwrap().contains_key("backing"));
-        let devices: Vec<Value> = values(&argv, "-device").iter().map(|device| serde_json::from_str(device).unwrap()).collect();
-        let disks: Vec<&Value> = devices.iter().filter(|device| device["driver"] == "virtio-blk-pci").collect();
-        assert_eq!((&disks[0]["addr"], &disks[1]["addr"]), (&json!("0xb"), &json!("0xc")));
-        assert_eq!((&disks[0]["bootindex"], &disks[0]["write-cache"]), (&json!(1), &json!("off")));
+        let devices: Vec<Value> = values(&argv, "-device")
+            .iter()
+            .map(|device| serde_json::from_str(device).unwrap())
+            .collect();
+        let disks: Vec<&Value> = devices
+            .iter()
+            .filter(|device| device["driver"] == "virtio-blk-pci")
+            .collect();
+        assert_eq!(
+            (&disks[0]["addr"], &disks[1]["addr"]),
+            (&json!("0xb"), &json!("0xc"))
+        );
+        assert_eq!(
+            (&disks[0]["bootindex"], &disks[0]["write-cache"]),
+            (&json!(1), &json!("off"))
+        );
     }
 
     #[test]
     fn a_kernel_is_opened_through_its_descriptor() {
-        let definition = definition(json!({"boot": {"kernel": {"image": {"file": "k"}, "initramfs": {"file": "i"}, "commandLine": "console=ttyS0,115200 a=b,c"}}}));
+        let definition = definition(
+            json!({"boot": {"kernel": {"image": {"file": "k"}, "initramfs": {"file": "i"}, "commandLine": "console=ttyS0,115200 a=b,c"}}}),
+        );
         let argv = arguments(&Plan {
             kernel: Some(20),
             initramfs: Some(21),
@@ -409,7 +515,9 @@ mod tests {
     #[test]
     fn every_slot_is_used_once_and_below_the_chipset() {
         let names = |prefix: char, count: usize| (0..count).map(move |number| format!("{prefix}{number}"));
-        let disks: Vec<Value> = names('d', MAX_DISKS).map(|name| json!({"name": name, "file": {"file": "x"}})).collect();
+        let disks: Vec<Value> = names('d', MAX_DISKS)
+            .map(|name| json!({"name": name, "file": {"file": "x"}}))
+            .collect();
         let interfaces: Vec<Value> = names('n', MAX_INTERFACES)
             .map(|name| json!({"name": name, "bridge": "br0", "mac": "52:54:00:00:00:01"}))
             .collect();
@@ -418,7 +526,11 @@ mod tests {
         let argv = arguments(&plan(&definition, &[DISK; MAX_DISKS], &taps)).unwrap();
         let mut slots: Vec<String> = values(&argv, "-device")
             .iter()
-            .filter_map(|device| serde_json::from_str::<Value>(device).unwrap()["addr"].as_str().map(String::from))
+            .filter_map(|device| {
+                serde_json::from_str::<Value>(device).unwrap()["addr"]
+                    .as_str()
+                    .map(String::from)
+            })
             .collect();
         assert_eq!(slots.len(), MAX_DISKS + MAX_INTERFACES + 1);
         slots.sort();
@@ -430,7 +542,14 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let plain = definition(json!({}));
-        assert!(arguments(&plan(&definition(json!({"machine": {"type": "microvm-1.0"}})), &[], &[])).is_err());
+        assert!(
+            arguments(&plan(
+                &definition(json!({"machine": {"type": "microvm-1.0"}})),
+                &[],
+                &[]
+            ))
+            .is_err()
+        );
         assert!(arguments(&plan(&plain, &[DISK], &[])).is_err());
         assert!(arguments(&plan(&plain, &[], &["tap0".into()])).is_err());
         let long = format!("/{}", "d".repeat(100));

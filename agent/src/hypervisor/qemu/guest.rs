@@ -17,8 +17,11 @@ use super::qmp::QmpError;
 use super::qmp::client::{Client, Command};
 use super::qmp::event;
 use super::qmp::wire::{Version, bounded};
-use super::{LATE_BLOCK_ACTIVATE_UNTIL, EXIT_ON_ERROR_SINCE, argv, states};
-use crate::hypervisor::{Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamLimits, StreamState, StreamStatus};
+use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, argv, states};
+use crate::hypervisor::{
+    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamLimits, StreamState,
+    StreamStatus,
+};
 
 /// The monitor's socket in the guest's directory.
 pub const MONITOR_SOCKET: &str = "qmp.sock";
@@ -58,9 +61,16 @@ pub struct QemuGuest {
 
 impl QemuGuest {
     /// Connects to a process's monitor and has it say that it is this guest.
-    pub async fn attach(process: Arc<Process>, uid: uuid::Uuid, directory: PathBuf, deadline: Duration) -> Result<Arc<Self>, HypervisorError> {
+    pub async fn attach(
+        process: Arc<Process>,
+        uid: uuid::Uuid,
+        directory: PathBuf,
+        deadline: Duration,
+    ) -> Result<Arc<Self>, HypervisorError> {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let client = connect(&directory, uid, &events, deadline).await.map_err(into_error)?;
+        let client = connect(&directory, uid, &events, deadline)
+            .await
+            .map_err(into_error)?;
         let guest = Arc::new(Self {
             uid,
             directory,
@@ -68,7 +78,11 @@ impl QemuGuest {
             events,
             client: Mutex::new(client),
         });
-        tokio::spawn(report_end(Arc::downgrade(&guest), guest.process.clone(), guest.events.clone()));
+        tokio::spawn(report_end(
+            Arc::downgrade(&guest),
+            guest.process.clone(),
+            guest.events.clone(),
+        ));
         Ok(guest)
     }
 
@@ -103,29 +117,44 @@ impl QemuGuest {
     async fn judge(&self, error: QmpError) -> HypervisorError {
         match error {
             QmpError::Closed if timeout(SETTLE, self.process.ended()).await.is_ok() => HypervisorError::Died,
-            error @ (QmpError::Closed | QmpError::Deadline { .. } | QmpError::Refused { .. } | QmpError::Protocol(_)) => into_error(error),
+            error @ (QmpError::Closed
+            | QmpError::Deadline { .. }
+            | QmpError::Refused { .. }
+            | QmpError::Protocol(_)) => into_error(error),
         }
     }
 
     async fn status(&self) -> Result<String, HypervisorError> {
         let answer = self.call(Command::new("query-status")).await?;
-        text(&answer, "status").map(bounded).ok_or_else(|| HypervisorError::Protocol("query-status has no status".into()))
+        text(&answer, "status")
+            .map(bounded)
+            .ok_or_else(|| HypervisorError::Protocol("query-status has no status".into()))
     }
 
     async fn set_capabilities(&self, source: bool) -> Result<(), HypervisorError> {
-        let mut wanted = vec![("events", true), ("return-path", true), ("validate-uuid", true), ("pause-before-switchover", source)];
+        let mut wanted = vec![
+            ("events", true),
+            ("return-path", true),
+            ("validate-uuid", true),
+            ("pause-before-switchover", source),
+        ];
         if self.version().await? < LATE_BLOCK_ACTIVATE_UNTIL {
             wanted.push(("late-block-activate", true));
         }
-        let list: Vec<Value> = wanted.iter().map(|(name, state)| json!({"capability": name, "state": state})).collect();
-        self.call(Command::new("migrate-set-capabilities").with(json!({ "capabilities": list }))).await?;
+        let list: Vec<Value> = wanted
+            .iter()
+            .map(|(name, state)| json!({"capability": name, "state": state}))
+            .collect();
+        self.call(Command::new("migrate-set-capabilities").with(json!({ "capabilities": list })))
+            .await?;
         Ok(())
     }
 
     /// Gives QEMU the stream's socket, then the command that uses it; takes it back if that fails.
     async fn start_stream(&self, channel: OwnedFd, command: Command) -> Result<(), HypervisorError> {
         let name = json!({ "fdname": STREAM_NAME });
-        self.call(Command::new("getfd").with(name.clone()).passing(channel)).await?;
+        self.call(Command::new("getfd").with(name.clone()).passing(channel))
+            .await?;
         if let Err(error) = self.call(command).await {
             if let Err(second) = self.call(Command::new("closefd").with(name)).await {
                 tracing::debug!(error = %second, "QEMU has used or dropped the stream's socket already");
@@ -146,7 +175,8 @@ impl QemuGuest {
             let news = async {
                 loop {
                     match events.recv().await {
-                        Ok(event) if !matches!(event.kind, GuestEventKind::Stream(_) | GuestEventKind::Died) => {}
+                        Ok(event)
+                            if !matches!(event.kind, GuestEventKind::Stream(_) | GuestEventKind::Died) => {}
                         Ok(_) | Err(_) => return,
                     }
                 }
@@ -161,7 +191,11 @@ impl QemuGuest {
         let give_up = tokio::time::Instant::now() + SETTLE;
         loop {
             let status = self.status().await?;
-            let unsettled = status == "finish-migrate" && matches!(self.stream().await?.state, StreamState::Failed | StreamState::Cancelled);
+            let unsettled = status == "finish-migrate"
+                && matches!(
+                    self.stream().await?.state,
+                    StreamState::Failed | StreamState::Cancelled
+                );
             if !unsettled || tokio::time::Instant::now() >= give_up {
                 return Ok(status);
             }
@@ -188,7 +222,13 @@ impl Guest for QemuGuest {
         self.call(Command::new("stop")).await?;
         match self.run_state().await? {
             RunState::Running => Err(refused("stop", "the guest runs on")),
-            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => Ok(()),
+            RunState::Paused
+            | RunState::StoppedForMigration
+            | RunState::Incoming
+            | RunState::ShutDown
+            | RunState::Panicked
+            | RunState::IoError
+            | RunState::Broken => Ok(()),
         }
     }
 
@@ -198,13 +238,24 @@ impl Guest for QemuGuest {
             RunState::Running => return Ok(()),
             // QEMU would take it, and run the guest by itself once it is loaded.
             RunState::Incoming => return Err(refused("cont", "the guest has not been received yet")),
-            RunState::Paused | RunState::StoppedForMigration | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => {}
+            RunState::Paused
+            | RunState::StoppedForMigration
+            | RunState::ShutDown
+            | RunState::Panicked
+            | RunState::IoError
+            | RunState::Broken => {}
         }
         self.call(Command::new("cont")).await?;
         match self.run_state().await? {
-            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => Err(refused("cont", "the guest does not run")),
+            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => {
+                Err(refused("cont", "the guest does not run"))
+            }
             // It may have run, and stopped for a reason of its own.
-            RunState::Running | RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => Ok(()),
+            RunState::Running
+            | RunState::ShutDown
+            | RunState::Panicked
+            | RunState::IoError
+            | RunState::Broken => Ok(()),
         }
     }
 
@@ -218,7 +269,9 @@ impl Guest for QemuGuest {
             self.process.ended().await
         };
         if !self.process.has_ended() && timeout(half, polite).await.is_err() {
-            self.process.signal(Signal::TERM).map_err(|error| system("ending the guest's process", error))?;
+            self.process
+                .signal(Signal::TERM)
+                .map_err(|error| system("ending the guest's process", error))?;
             if timeout(half, self.process.ended()).await.is_err() {
                 tracing::warn!(uid = %self.uid, "the guest's process does not end by itself and is killed");
                 kill(&self.process).await?;
@@ -231,30 +284,46 @@ impl Guest for QemuGuest {
     async fn migration_blockers(&self) -> Result<Vec<String>, HypervisorError> {
         let answer = self.call(Command::new("query-migrate")).await?;
         let reasons = answer.get("blocked-reasons").and_then(Value::as_array);
-        Ok(reasons.into_iter().flatten().filter_map(Value::as_str).take(MAX_BLOCKERS).map(bounded).collect())
+        Ok(reasons
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .take(MAX_BLOCKERS)
+            .map(bounded)
+            .collect())
     }
 
     async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError> {
         self.set_capabilities(true).await?;
         self.set_limits(limits).await?;
-        self.start_stream(channel, Command::new("migrate").with(json!({ "uri": format!("fd:{STREAM_NAME}") }))).await
+        self.start_stream(
+            channel,
+            Command::new("migrate").with(json!({ "uri": format!("fd:{STREAM_NAME}") })),
+        )
+        .await
     }
 
     async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError> {
         self.set_capabilities(false).await?;
         let mut arguments = json!({ "uri": format!("fd:{STREAM_NAME}") });
         // An older QEMU ends when the stream breaks, and is then reported as died.
-        if let (true, Some(arguments)) = (self.version().await? >= EXIT_ON_ERROR_SINCE, arguments.as_object_mut()) {
+        if let (true, Some(arguments)) = (
+            self.version().await? >= EXIT_ON_ERROR_SINCE,
+            arguments.as_object_mut(),
+        ) {
             arguments.insert("exit-on-error".into(), false.into());
         }
-        self.start_stream(channel, Command::new("migrate-incoming").with(arguments)).await
+        self.start_stream(channel, Command::new("migrate-incoming").with(arguments))
+            .await
     }
 
     async fn stream(&self) -> Result<StreamStatus, HypervisorError> {
         let answer = self.call(Command::new("query-migrate")).await?;
         let state = match text(&answer, "status") {
             None => StreamState::None,
-            Some(status) => states::stream_state(status).ok_or_else(|| HypervisorError::Protocol(format!("unknown state of a stream: {}", bounded(status))))?,
+            Some(status) => states::stream_state(status).ok_or_else(|| {
+                HypervisorError::Protocol(format!("unknown state of a stream: {}", bounded(status)))
+            })?,
         };
         Ok(StreamStatus {
             state,
@@ -264,16 +333,23 @@ impl Guest for QemuGuest {
     }
 
     async fn set_limits(&self, limits: StreamLimits) -> Result<(), HypervisorError> {
-        let downtime = limits.downtime.as_micros().div_ceil(1000).clamp(1, MAX_DOWNTIME_MILLIS);
+        let downtime = limits
+            .downtime
+            .as_micros()
+            .div_ceil(1000)
+            .clamp(1, MAX_DOWNTIME_MILLIS);
         // QEMU counts in a signed number.
         let bandwidth = i64::try_from(limits.bandwidth).unwrap_or(i64::MAX);
-        let parameters = json!({"max-bandwidth": bandwidth, "downtime-limit": u64::try_from(downtime).unwrap_or(1)});
-        self.call(Command::new("migrate-set-parameters").with(parameters)).await?;
+        let parameters =
+            json!({"max-bandwidth": bandwidth, "downtime-limit": u64::try_from(downtime).unwrap_or(1)});
+        self.call(Command::new("migrate-set-parameters").with(parameters))
+            .await?;
         Ok(())
     }
 
     async fn switch_over(&self) -> Result<(), HypervisorError> {
-        self.call(Command::new("migrate-continue").with(json!({"state": "pre-switchover"}))).await?;
+        self.call(Command::new("migrate-continue").with(json!({"state": "pre-switchover"})))
+            .await?;
         Ok(())
     }
 
@@ -291,7 +367,9 @@ impl Guest for QemuGuest {
             Err(_) => tracing::warn!(uid = %self.uid, "the stream does not end after a cancel and is cut"),
         }
         let give_up = tokio::time::Instant::now() + FORCED_CANCEL;
-        let cut = Command::new("yank").with(json!({"instances": [{"type": "migration"}]})).out_of_band();
+        let cut = Command::new("yank")
+            .with(json!({"instances": [{"type": "migration"}]}))
+            .out_of_band();
         if let Err(error) = self.call(cut).await {
             // It is refused where the stream ended in between.
             tracing::warn!(%error, "cutting the stream");
@@ -300,11 +378,15 @@ impl Guest for QemuGuest {
             command: "migrate_cancel".into(),
             deadline: POLITE_CANCEL + FORCED_CANCEL,
         };
-        timeout_at(give_up, self.until_final()).await.map_err(late)?.map(|_| ())
+        timeout_at(give_up, self.until_final())
+            .await
+            .map_err(late)?
+            .map(|_| ())
     }
 
     async fn set_disks_active(&self, active: bool) -> Result<(), HypervisorError> {
-        self.call(Command::new("blockdev-set-active").with(json!({ "active": active }))).await?;
+        self.call(Command::new("blockdev-set-active").with(json!({ "active": active })))
+            .await?;
         Ok(())
     }
 
@@ -321,12 +403,17 @@ impl Guest for QemuGuest {
 
 /// Kills a process and waits until it is gone.
 pub async fn kill(process: &Process) -> Result<(), HypervisorError> {
-    process.signal(Signal::KILL).map_err(|error| system("killing the guest's process", error))?;
+    process
+        .signal(Signal::KILL)
+        .map_err(|error| system("killing the guest's process", error))?;
     let late = |_| HypervisorError::Deadline {
         command: "SIGKILL".into(),
         deadline: KILLED,
     };
-    timeout(KILLED, process.ended()).await.map_err(late)?.map_err(|error| system("waiting for the guest's process", error))?;
+    timeout(KILLED, process.ended())
+        .await
+        .map_err(late)?
+        .map_err(|error| system("waiting for the guest's process", error))?;
     Ok(())
 }
 
@@ -336,12 +423,19 @@ pub fn remove_sockets(directory: &std::path::Path) {
         match std::fs::remove_file(directory.join(name)) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, name, directory = %directory.display(), "a guest's socket stays"),
+            Err(error) => {
+                tracing::warn!(%error, name, directory = %directory.display(), "a guest's socket stays")
+            }
         }
     }
 }
 
-async fn connect(directory: &std::path::Path, uid: uuid::Uuid, events: &broadcast::Sender<GuestEvent>, deadline: Duration) -> Result<Client, QmpError> {
+async fn connect(
+    directory: &std::path::Path,
+    uid: uuid::Uuid,
+    events: &broadcast::Sender<GuestEvent>,
+    deadline: Duration,
+) -> Result<Client, QmpError> {
     let events = events.clone();
     let path = directory.join(MONITOR_SOCKET);
     let work = async {
@@ -358,7 +452,9 @@ async fn connect(directory: &std::path::Path, uid: uuid::Uuid, events: &broadcas
         let answer = client.call(Command::new("query-uuid")).await?;
         match text(&answer, "UUID").and_then(|found| found.parse::<uuid::Uuid>().ok()) {
             Some(found) if found == uid => Ok(client),
-            found @ (Some(_) | None) => Err(QmpError::Protocol(format!("the process behind the monitor is another guest: {found:?}"))),
+            found @ (Some(_) | None) => Err(QmpError::Protocol(format!(
+                "the process behind the monitor is another guest: {found:?}"
+            ))),
         }
     };
     let late = |_| QmpError::Deadline {
@@ -369,13 +465,19 @@ async fn connect(directory: &std::path::Path, uid: uuid::Uuid, events: &broadcas
 }
 
 /// Says once that the process is gone, after the last of its own events.
-async fn report_end(guest: std::sync::Weak<QemuGuest>, process: Arc<Process>, events: broadcast::Sender<GuestEvent>) {
+async fn report_end(
+    guest: std::sync::Weak<QemuGuest>,
+    process: Arc<Process>,
+    events: broadcast::Sender<GuestEvent>,
+) {
     if let Err(error) = process.ended().await {
         tracing::warn!(%error, "waiting for the guest's process");
         return;
     }
     if let Some(guest) = guest.upgrade()
-        && let Ok(client) = timeout(SETTLE, guest.client.lock()).await.map(|client| client.clone())
+        && let Ok(client) = timeout(SETTLE, guest.client.lock())
+            .await
+            .map(|client| client.clone())
     {
         let _ = timeout(SETTLE, client.closed()).await;
     }
@@ -414,7 +516,11 @@ pub fn into_error(error: QmpError) -> HypervisorError {
             command: command.into(),
             deadline,
         },
-        QmpError::Refused { command, class: _, message } => refused(command, &message),
+        QmpError::Refused {
+            command,
+            class: _,
+            message,
+        } => refused(command, &message),
         QmpError::Protocol(reason) => HypervisorError::Protocol(reason),
     }
 }

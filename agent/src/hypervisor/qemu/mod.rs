@@ -35,16 +35,32 @@ use super::{Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launc
 const LOG: &str = "qemu.log";
 
 /// From this version on an incoming stream that breaks need not end the process.
-const EXIT_ON_ERROR_SINCE: Version = Version { major: 9, minor: 1, micro: 0 };
+const EXIT_ON_ERROR_SINCE: Version = Version {
+    major: 9,
+    minor: 1,
+    micro: 0,
+};
 
 /// From this version on a destination takes its disks only when it runs, without being asked to wait.
-const LATE_BLOCK_ACTIVATE_UNTIL: Version = Version { major: 10, minor: 0, micro: 0 };
+const LATE_BLOCK_ACTIVATE_UNTIL: Version = Version {
+    major: 10,
+    minor: 0,
+    micro: 0,
+};
 
 /// From this version on disks can be given up on request.
-const SET_DISKS_ACTIVE_SINCE: Version = Version { major: 10, minor: 0, micro: 0 };
+const SET_DISKS_ACTIVE_SINCE: Version = Version {
+    major: 10,
+    minor: 0,
+    micro: 0,
+};
 
 /// The oldest version that is taken: the accelerator's device can be given as a descriptor from here on.
-const OLDEST: Version = Version { major: 8, minor: 2, micro: 0 };
+const OLDEST: Version = Version {
+    major: 8,
+    minor: 2,
+    micro: 0,
+};
 
 /// How long QEMU may take from its start to its monitor's greeting.
 const LAUNCH: Duration = Duration::from_secs(30);
@@ -118,7 +134,11 @@ impl Qemu {
     async fn accelerator(&self) -> Result<Accelerator, HypervisorError> {
         match self.config.accelerator {
             AcceleratorChoice::Forced(accelerator) => Ok(accelerator),
-            AcceleratorChoice::Auto => self.accelerator.get_or_try_init(|| probe::working_accelerator(&self.config.program)).await.copied(),
+            AcceleratorChoice::Auto => self
+                .accelerator
+                .get_or_try_init(|| probe::working_accelerator(&self.config.program))
+                .await
+                .copied(),
         }
     }
 }
@@ -129,7 +149,10 @@ impl Hypervisor for Qemu {
         let accelerator = self.accelerator().await?;
         let answers = probe::ask(&self.config.program, accelerator).await?;
         if answers.version < OLDEST {
-            return Err(HypervisorError::Unavailable(format!("QEMU {} is older than {OLDEST}", answers.version)));
+            return Err(HypervisorError::Unavailable(format!(
+                "QEMU {} is older than {OLDEST}",
+                answers.version
+            )));
         }
         Ok(HypervisorFacts {
             name: "qemu".into(),
@@ -163,9 +186,15 @@ impl Hypervisor for Qemu {
         }
     }
 
-    async fn adopt(&self, uid: &str, directory: &Path, record: &ProcessRecord) -> Result<Adoption, HypervisorError> {
+    async fn adopt(
+        &self,
+        uid: &str,
+        directory: &Path,
+        record: &ProcessRecord,
+    ) -> Result<Adoption, HypervisorError> {
         let uid = parse_uid(uid)?;
-        let found = Process::of_record(record).map_err(|error| system("looking for the guest's process", error))?;
+        let found =
+            Process::of_record(record).map_err(|error| system("looking for the guest's process", error))?;
         let Some(process) = found.map(Arc::new) else {
             guest::remove_sockets(directory);
             return Ok(Adoption::Gone);
@@ -179,31 +208,46 @@ impl Hypervisor for Qemu {
 }
 
 fn parse_uid(uid: &str) -> Result<uuid::Uuid, HypervisorError> {
-    uid.parse().map_err(|_| HypervisorError::Refused(format!("the guest's uid {uid:?} is not a UUID")))
+    uid.parse()
+        .map_err(|_| HypervisorError::Refused(format!("the guest's uid {uid:?} is not a UUID")))
 }
 
 /// Starts a guest's process. Blocks for some milliseconds, longer where a kernel must be copied.
-fn start(program: &Path, accelerator: Accelerator, uid: uuid::Uuid, launch: Launch) -> Result<(Child, Log), HypervisorError> {
+fn start(
+    program: &Path,
+    accelerator: Accelerator,
+    uid: uuid::Uuid,
+    launch: Launch,
+) -> Result<(Child, Log), HypervisorError> {
     let mut inherited = Inherited::default();
     let socket = launch.directory.join(MONITOR_SOCKET);
     // Listening before QEMU runs: the connection can be made at once and is answered when QEMU is ready.
-    let monitor = UnixListener::bind(&socket).map_err(|error| system("making the monitor's socket", error))?;
+    let monitor =
+        UnixListener::bind(&socket).map_err(|error| system("making the monitor's socket", error))?;
     let result = (|| {
         let monitor = inherited.add(monitor);
         let kvm = match accelerator {
-            Accelerator::Kvm => Some(inherited.add(probe::open_kvm().map_err(|error| HypervisorError::Unavailable(format!("/dev/kvm: {error}")))?)),
+            Accelerator::Kvm => Some(
+                inherited.add(
+                    probe::open_kvm()
+                        .map_err(|error| HypervisorError::Unavailable(format!("/dev/kvm: {error}")))?,
+                ),
+            ),
             Accelerator::Tcg => None,
         };
         let mut boot_file = |file: Option<OwnedFd>| -> Result<Option<i32>, HypervisorError> {
             let Some(file) = file else { return Ok(None) };
-            let file = spawn::boot_file(file, launch.user).map_err(|error| system("handing over the kernel", error))?;
+            let file = spawn::boot_file(file, launch.user)
+                .map_err(|error| system("handing over the kernel", error))?;
             Ok(Some(inherited.add(file)))
         };
         let kernel = boot_file(launch.files.kernel)?;
         let initramfs = boot_file(launch.files.initramfs)?;
         let mut disks = Vec::new();
         for (disk, opened) in launch.definition.disks.iter().zip(launch.files.disks) {
-            set_direct(&opened.file, argv::direct(disk.cache)).map_err(|error| HypervisorError::Refused(format!("disk {}'s cache mode: {error}", disk.name)))?;
+            set_direct(&opened.file, argv::direct(disk.cache)).map_err(|error| {
+                HypervisorError::Refused(format!("disk {}'s cache mode: {error}", disk.name))
+            })?;
             disks.push(argv::PlannedDisk {
                 file: inherited.add(opened.file),
                 block_device: opened.block_device,
@@ -224,8 +268,10 @@ fn start(program: &Path, accelerator: Accelerator, uid: uuid::Uuid, launch: Laun
             taps: &launch.taps,
         };
         let arguments = argv::arguments(&plan).map_err(HypervisorError::Refused)?;
-        let log = Log::beneath(&launch.directory, LOG).map_err(|error| system("opening QEMU's log", error))?;
-        let child = spawn::spawn(program, &arguments, inherited, launch.user, &log).map_err(|error| HypervisorError::Unavailable(format!("{}: {error}", program.display())))?;
+        let log =
+            Log::beneath(&launch.directory, LOG).map_err(|error| system("opening QEMU's log", error))?;
+        let child = spawn::spawn(program, &arguments, inherited, launch.user, &log)
+            .map_err(|error| HypervisorError::Unavailable(format!("{}: {error}", program.display())))?;
         Ok((child, log))
     })();
     if result.is_err() {
@@ -242,7 +288,12 @@ fn set_direct(file: &OwnedFd, direct: bool) -> rustix::io::Result<()> {
 }
 
 /// Waits until a started process is a guest that can be spoken to; ends it if that fails.
-async fn attach_child(mut child: Child, log: &Log, uid: uuid::Uuid, directory: &Path) -> Result<Arc<QemuGuest>, HypervisorError> {
+async fn attach_child(
+    mut child: Child,
+    log: &Log,
+    uid: uuid::Uuid,
+    directory: &Path,
+) -> Result<Arc<QemuGuest>, HypervisorError> {
     let process = match Process::of_child(child.id()) {
         Ok(process) => Arc::new(process),
         Err(error) => {
@@ -251,13 +302,11 @@ async fn attach_child(mut child: Child, log: &Log, uid: uuid::Uuid, directory: &
             return Err(system("taking hold of the guest's process", error));
         }
     };
-    let attached = match process.forbid_core_dumps() {
-        Ok(()) => QemuGuest::attach(process.clone(), uid, directory.to_owned(), LAUNCH).await,
-        Err(error) => Err(system("forbidding core dumps", error)),
-    };
+    let attached = QemuGuest::attach(process.clone(), uid, directory.to_owned(), LAUNCH).await;
     let Err(error) = attached else { return attached };
     // A process that ends by itself now has found something in its arguments that it cannot do.
-    let by_itself = matches!(error, HypervisorError::Protocol(_)) && timeout(Duration::from_secs(2), process.ended()).await.is_ok();
+    let by_itself = matches!(error, HypervisorError::Protocol(_))
+        && timeout(Duration::from_secs(2), process.ended()).await.is_ok();
     if by_itself {
         return Err(HypervisorError::Refused(log.tail()));
     }

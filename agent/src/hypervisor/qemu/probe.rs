@@ -64,11 +64,20 @@ pub async fn working_accelerator(program: &Path) -> Result<Accelerator, Hypervis
 
 /// Asks QEMU for its version, machine types and CPU models.
 pub async fn ask(program: &Path, accelerator: Accelerator) -> Result<Answers, HypervisorError> {
-    let probe = Probe::start(program, accelerator, Inherited::default(), &["-machine", "none"], |_| ()).await?;
+    let probe = Probe::start(
+        program,
+        accelerator,
+        Inherited::default(),
+        &["-machine", "none"],
+        |_| (),
+    )
+    .await?;
     let answers = async {
         let client = &probe.client;
         let machines = client.call(Command::new("query-machines").within(ASK)).await?;
-        let models = client.call(Command::new("query-cpu-definitions").within(ASK)).await?;
+        let models = client
+            .call(Command::new("query-cpu-definitions").within(ASK))
+            .await?;
         Ok(Answers {
             version: client.version(),
             machine_types: machine_types(&machines),
@@ -83,13 +92,28 @@ pub async fn ask(program: &Path, accelerator: Accelerator) -> Result<Answers, Hy
 /// Boots [`BOOT_SECTOR`].
 async fn boots(program: &Path, accelerator: Accelerator, deadline: Duration) -> Result<(), HypervisorError> {
     let mut inherited = Inherited::default();
-    let disk = inherited.add(in_memory("godwit-probe", &BOOT_SECTOR).map_err(|error| system("making the probe's disk", error))?);
+    let disk = inherited.add(
+        in_memory("godwit-probe", &BOOT_SECTOR).map_err(|error| system("making the probe's disk", error))?,
+    );
     let disk = format!("fd={disk},set=1");
-    let node = json!({"driver": "raw", "node-name": "disk", "read-only": true, "file": {"driver": "file", "filename": "/dev/fdset/1", "read-only": true}}).to_string();
+    let node =
+        json!({"driver": "raw", "node-name": "disk", "file": {"driver": "file", "filename": "/dev/fdset/1"}})
+            .to_string();
     let drive = json!({"driver": "ide-hd", "drive": "disk", "bootindex": 1}).to_string();
     let exit = json!({"driver": "isa-debug-exit", "iobase": 0xf4, "iosize": 4}).to_string();
     let arguments = [
-        "-machine", "pc", "-m", "size=16M", "-add-fd", &disk, "-blockdev", &node, "-device", &drive, "-device", &exit,
+        "-machine",
+        "pc",
+        "-m",
+        "size=16M",
+        "-add-fd",
+        &disk,
+        "-blockdev",
+        &node,
+        "-device",
+        &drive,
+        "-device",
+        &exit,
     ];
     let stopped = Arc::new(Notify::new());
     let hear = {
@@ -115,8 +139,14 @@ async fn boots(program: &Path, accelerator: Accelerator, deadline: Duration) -> 
     probe.end().await?;
     match outcome {
         Ok(Some(BOOTED)) => Ok(()),
-        Ok(Some(_) | None) => Err(HypervisorError::Unavailable(format!("a guest does not boot with {}: {said}", accelerator.name()))),
-        Err(_) => Err(HypervisorError::Unavailable(format!("a guest did not boot with {} within {deadline:?}", accelerator.name()))),
+        Ok(Some(_) | None) => Err(HypervisorError::Unavailable(format!(
+            "a guest does not boot with {}: {said}",
+            accelerator.name()
+        ))),
+        Err(_) => Err(HypervisorError::Unavailable(format!(
+            "a guest did not boot with {} within {deadline:?}",
+            accelerator.name()
+        ))),
     }
 }
 
@@ -136,19 +166,27 @@ impl Probe {
         arguments: &[&str],
         hear: impl FnMut(RawEvent) + Send + 'static,
     ) -> Result<Self, HypervisorError> {
-        let unavailable = |error: io::Error| HypervisorError::Unavailable(format!("{}: {error}", program.display()));
+        let unavailable =
+            |error: io::Error| HypervisorError::Unavailable(format!("{}: {error}", program.display()));
         let (near, far) = StdUnixStream::pair().map_err(unavailable)?;
         near.set_nonblocking(true).map_err(unavailable)?;
         let near = UnixStream::from_std(near).map_err(unavailable)?;
         let monitor = inherited.add(far);
         let kvm = match accelerator {
-            Accelerator::Kvm => Some(inherited.add(open_kvm().map_err(|error| HypervisorError::Unavailable(format!("/dev/kvm: {error}")))?)),
+            Accelerator::Kvm => Some(inherited.add(
+                open_kvm().map_err(|error| HypervisorError::Unavailable(format!("/dev/kvm: {error}")))?,
+            )),
             Accelerator::Tcg => None,
         };
         let mut words = argv::confinement();
         words.extend(argv::accelerator(accelerator, kvm));
         words.push("-S".into());
-        words.extend(["-chardev".into(), format!("socket,id=monitor,fd={monitor}"), "-mon".into(), "chardev=monitor,mode=control".into()]);
+        words.extend([
+            "-chardev".into(),
+            format!("socket,id=monitor,fd={monitor}"),
+            "-mon".into(),
+            "chardev=monitor,mode=control".into(),
+        ]);
         words.extend(arguments.iter().map(ToString::to_string));
         let log = Log::in_memory().map_err(unavailable)?;
         let mut child = spawn(program, &words, inherited, None, &log).map_err(unavailable)?;
@@ -176,7 +214,13 @@ impl Probe {
 
 fn machine_types(answer: &Value) -> Vec<String> {
     let usable = |machine: &&Value| machine.get("deprecated").and_then(Value::as_bool) != Some(true);
-    let named = |machine: &Value| machine.get("name").and_then(Value::as_str).filter(|name| argv::knows_machine(name)).map(bounded);
+    let named = |machine: &Value| {
+        machine
+            .get("name")
+            .and_then(Value::as_str)
+            .filter(|name| argv::knows_machine(name))
+            .map(bounded)
+    };
     list(answer, |machine| Some(machine).filter(usable).and_then(named))
 }
 
@@ -190,7 +234,13 @@ fn cpu_models(answer: &Value) -> Vec<String> {
 }
 
 fn list(answer: &Value, pick: impl Fn(&Value) -> Option<String>) -> Vec<String> {
-    let mut names: Vec<String> = answer.as_array().into_iter().flatten().filter_map(pick).take(MAX_NAMES).collect();
+    let mut names: Vec<String> = answer
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(pick)
+        .take(MAX_NAMES)
+        .collect();
     names.sort();
     names.dedup();
     names
@@ -202,34 +252,26 @@ const BOOT_SECTOR: [u8; 512] = boot_sector(&[
     // cli; cld; es, ds and ss are 0; stack at 0x7c00
     0xfa, 0xfc, 0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0xbc, 0x00, 0x7c,
     // page tables at 0x1000, emptied; cr3
-    0x66, 0xbf, 0x00, 0x10, 0x00, 0x00, 0x0f, 0x22, 0xdf, 0x66, 0xb9, 0x00, 0x0c, 0x00, 0x00, 0x66,
-    0x31, 0xc0, 0x66, 0xf3, 0xab,
-    // one page of 2 MiB at 0: level 4, 3, 2
-    0x66, 0xc7, 0x06, 0x00, 0x10, 0x03, 0x20, 0x00, 0x00, 0x66, 0xc7, 0x06, 0x00, 0x20, 0x03, 0x30,
-    0x00, 0x00, 0x66, 0xc7, 0x06, 0x00, 0x30, 0x83, 0x00, 0x00, 0x00,
+    0x66, 0xbf, 0x00, 0x10, 0x00, 0x00, 0x0f, 0x22, 0xdf, 0x66, 0xb9, 0x00, 0x0c, 0x00, 0x00, 0x66, 0x31,
+    0xc0, 0x66, 0xf3, 0xab, // one page of 2 MiB at 0: level 4, 3, 2
+    0x66, 0xc7, 0x06, 0x00, 0x10, 0x03, 0x20, 0x00, 0x00, 0x66, 0xc7, 0x06, 0x00, 0x20, 0x03, 0x30, 0x00,
+    0x00, 0x66, 0xc7, 0x06, 0x00, 0x30, 0x83, 0x00, 0x00, 0x00,
     // cr4: PAE, and SSE for operating systems
-    0x66, 0xb8, 0x20, 0x06, 0x00, 0x00, 0x0f, 0x22, 0xe0,
-    // EFER: long mode, syscall
+    0x66, 0xb8, 0x20, 0x06, 0x00, 0x00, 0x0f, 0x22, 0xe0, // EFER: long mode, syscall
     0x66, 0xb9, 0x80, 0x00, 0x00, 0xc0, 0x0f, 0x32, 0x66, 0x0d, 0x01, 0x01, 0x00, 0x00, 0x0f, 0x30,
     // cr0: paging, protection
     0x66, 0xb8, 0x13, 0x00, 0x00, 0x80, 0x66, 0x0f, 0x01, 0x16, 0xc0, 0x7c, 0x0f, 0x22, 0xc0,
     // far jump into 64-bit code
-    0xea, 0x6a, 0x7c, 0x08, 0x00,
-    // flat segments, stack
+    0xea, 0x6a, 0x7c, 0x08, 0x00, // flat segments, stack
     0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, 0x00, 0x00,
     // cr3 again; a syscall MSR; swapgs twice
-    0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xb9, 0x82, 0x00, 0x00, 0xc0, 0x31, 0xc0, 0x31, 0xd2, 0x0f,
-    0x30, 0x0f, 0x01, 0xf8, 0x0f, 0x01, 0xf8,
-    // eax = 7, doubled in an SSE register
-    0xb8, 0x07, 0x00, 0x00, 0x00, 0x66, 0x0f, 0x6e, 0xc0, 0x66, 0x0f, 0xfe, 0xc0, 0x66, 0x0f, 0x7e,
-    0xc0,
+    0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xb9, 0x82, 0x00, 0x00, 0xc0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30,
+    0x0f, 0x01, 0xf8, 0x0f, 0x01, 0xf8, // eax = 7, doubled in an SSE register
+    0xb8, 0x07, 0x00, 0x00, 0x00, 0x66, 0x0f, 0x6e, 0xc0, 0x66, 0x0f, 0xfe, 0xc0, 0x66, 0x0f, 0x7e, 0xc0,
     // a million turns of push and pop
-    0xb9, 0x40, 0x42, 0x0f, 0x00, 0x51, 0x59, 0xe2, 0xfc,
-    // out 0xf4, eax; halt
-    0xe7, 0xf4, 0xf4, 0xeb, 0xfd,
-    // padding
-    0x0f, 0x1f, 0x00,
-    // descriptors: null, 64-bit code
+    0xb9, 0x40, 0x42, 0x0f, 0x00, 0x51, 0x59, 0xe2, 0xfc, // out 0xf4, eax; halt
+    0xe7, 0xf4, 0xf4, 0xeb, 0xfd, // padding
+    0x0f, 0x1f, 0x00, // descriptors: null, 64-bit code
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x9a, 0x20, 0x00,
     // their address
     0x0f, 0x00, 0xb0, 0x7c, 0x00, 0x00,

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, prlimit, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -29,7 +31,7 @@ impl Process {
                 start_time,
                 boot_id: boot_id()?,
             },
-            pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)?,
+            pidfd: watch(pidfd)?,
         })
     }
 
@@ -39,7 +41,9 @@ impl Process {
         if boot_id()? != record.boot_id {
             return Ok(None);
         }
-        let Some(pidfd) = open_pidfd(record.pid)? else { return Ok(None) };
+        let Some(pidfd) = open_pidfd(record.pid)? else {
+            return Ok(None);
+        };
         // The pidfd came first: if the process under it still lives after its start time was read, the start
         // time was that process's.
         let found = start_time(record.pid)?;
@@ -48,7 +52,7 @@ impl Process {
         }
         Ok(Some(Self {
             record: record.clone(),
-            pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)?,
+            pidfd: watch(pidfd)?,
         }))
     }
 
@@ -62,12 +66,17 @@ impl Process {
         is_over(self.pidfd.get_ref()).unwrap_or(false)
     }
 
-    /// Waits until it has ended, and takes its exit status from the system if it was a child.
-    pub async fn ended(&self) -> io::Result<()> {
+    /// Waits until it has ended. If it was a child, the first to ask takes it from the system's table, with its
+    /// exit status where it had one.
+    pub async fn ended(&self) -> io::Result<Option<i32>> {
         let _ready = self.pidfd.readable().await?;
         // An adopted process is another's child, and is waited for there.
-        match waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(_) | Err(rustix::io::Errno::CHILD) => Ok(()),
+        match waitid(
+            WaitId::PidFd(self.pidfd.get_ref().as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        ) {
+            Ok(status) => Ok(status.and_then(|status| status.exit_status())),
+            Err(rustix::io::Errno::CHILD) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -80,30 +89,34 @@ impl Process {
         }
     }
 
-    /// Forbids core dumps: they would hold the guest's memory.
-    pub fn forbid_core_dumps(&self) -> io::Result<()> {
-        let none = Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        };
-        prlimit(rustix_pid(self.record.pid), Resource::Core, none)?;
-        Ok(())
-    }
-
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> io::Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.record.pid))?;
         if self.has_ended() {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let pages: u64 = text.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let pages: u64 = text
+            .split_ascii_whitespace()
+            .nth(1)
+            .and_then(|pages| pages.parse().ok())
+            .ok_or(io::ErrorKind::InvalidData)?;
         Ok(pages.saturating_mul(rustix::param::page_size() as u64))
     }
 }
 
 /// The running kernel's boot id.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
+    Ok(
+        std::fs::read_to_string(Path::new("/proc/sys/kernel/random/boot_id"))?
+            .trim()
+            .to_owned(),
+    )
+}
+
+/// Tokio would have us promise, in `unsafe`, that the descriptor stays the same one; an `OwnedFd` does.
+#[allow(deprecated)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
 fn rustix_pid(pid: u32) -> Option<Pid> {
@@ -111,7 +124,9 @@ fn rustix_pid(pid: u32) -> Option<Pid> {
 }
 
 fn open_pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = rustix_pid(pid) else { return Ok(None) };
+    let Some(pid) = rustix_pid(pid) else {
+        return Ok(None);
+    };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Some(pidfd)),
         // EINVAL: the number is a thread's, so no process has it.
@@ -122,15 +137,25 @@ fn open_pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
 
 fn is_over(pidfd: &OwnedFd) -> io::Result<bool> {
     let mut wanted = [PollFd::new(pidfd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     Ok(poll(&mut wanted, Some(&now))? > 0)
 }
 
 /// A process's start time in clock ticks since boot; `None` if there is no such process.
 fn start_time(pid: u32) -> io::Result<Option<u64>> {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(text) => parse_start_time(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Ok(text) => parse_start_time(&text)
+            .map(Some)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -149,7 +174,11 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     fn sleeper() -> Child {
-        Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap()
+        Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     #[test]
@@ -191,7 +220,11 @@ mod tests {
         };
         assert!(Process::of_record(&other_boot).unwrap().is_none());
         assert!(Process::of_record(&recycled).unwrap().is_none());
-        assert!(Process::of_record(&ProcessRecord { pid: 0, ..record }).unwrap().is_none());
+        assert!(
+            Process::of_record(&ProcessRecord { pid: 0, ..record })
+                .unwrap()
+                .is_none()
+        );
         process.signal(Signal::KILL).unwrap();
         process.ended().await.unwrap();
     }

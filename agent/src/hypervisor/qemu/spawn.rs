@@ -9,7 +9,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::fs::{CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat};
+use rustix::fs::{
+    CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::qmp::wire::bounded;
 
@@ -31,7 +34,12 @@ pub struct Inherited {
 impl Inherited {
     /// Adds one; answers its number in the child.
     pub fn add(&mut self, file: impl Into<OwnedFd>) -> i32 {
-        let child_fd = self.mappings.iter().map(|mapping| mapping.child_fd + 1).max().unwrap_or(FIRST_DESCRIPTOR);
+        let child_fd = self
+            .mappings
+            .iter()
+            .map(|mapping| mapping.child_fd + 1)
+            .max()
+            .unwrap_or(FIRST_DESCRIPTOR);
         self.mappings.push(FdMapping {
             parent_fd: file.into(),
             child_fd,
@@ -56,11 +64,19 @@ impl Log {
 
     /// A log in a guest's directory. The directory is the guest's user's, who may have put anything in the place.
     pub fn beneath(directory: &Path, name: &str) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let flags = OFlags::RDWR
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::CLOEXEC
+            | OFlags::NONBLOCK;
         let file = openat(CWD, directory.join(name), flags, Mode::RUSR | Mode::WUSR)?;
         let found = fstat(&file)?;
         if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} is not a plain file")));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{name} is not a plain file"),
+            ));
         }
         let mut file = File::from(file);
         let start = file.seek(io::SeekFrom::End(0))?;
@@ -69,19 +85,43 @@ impl Log {
 
     /// The last lines of what the process has said, within bounds.
     pub fn tail(&self) -> String {
-        let Ok(end) = self.file.metadata().map(|metadata| metadata.len()) else { return String::new() };
+        let Ok(end) = self.file.metadata().map(|metadata| metadata.len()) else {
+            return String::new();
+        };
         let from = end.saturating_sub(LOG_TAIL_BYTES).max(self.start);
         let mut bytes = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
         let read = self.file.read_at(&mut bytes, from).unwrap_or(0);
         let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()).into_owned();
-        let mut last: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).rev().take(4).collect();
+        let mut last: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .rev()
+            .take(4)
+            .collect();
         last.reverse();
         bounded(&last.join("; "))
     }
 }
 
 /// Starts a process that this one's end does not touch, and that inherits nothing but what it is given.
-pub fn spawn(program: &Path, arguments: &[String], inherited: Inherited, user: Option<u32>, log: &Log) -> io::Result<Child> {
+///
+/// Core dumps are forbidden from here on to this process too, since limits are inherited: a guest's dump would
+/// hold its memory, and the agent's the host's key. (Setting it for the child alone would need a capability where
+/// its user is another.)
+pub fn spawn(
+    program: &Path,
+    arguments: &[String],
+    inherited: Inherited,
+    user: Option<u32>,
+    log: &Log,
+) -> io::Result<Child> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -96,7 +136,9 @@ pub fn spawn(program: &Path, arguments: &[String], inherited: Inherited, user: O
         // Supplementary groups are dropped with it.
         command.uid(user).gid(user);
     }
-    command.fd_mappings(inherited.mappings).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    command
+        .fd_mappings(inherited.mappings)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     command.spawn()
 }
 
@@ -107,13 +149,22 @@ pub fn boot_file(file: OwnedFd, user: Option<u32>) -> io::Result<OwnedFd> {
     if user.is_none() || mode.contains(Mode::ROTH) {
         return Ok(file);
     }
-    let copy = memfd_create("godwit-boot-file", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let copy = memfd_create(
+        "godwit-boot-file",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?;
     let mut source = File::from(file).take(MAX_BOOT_FILE_BYTES + 1);
     let mut copy = File::from(copy);
     if io::copy(&mut source, &mut copy)? > MAX_BOOT_FILE_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a kernel or initial RAM file system has at most 1 GiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "a kernel or initial RAM file system has at most 1 GiB",
+        ));
     }
-    fcntl_add_seals(copy.as_fd(), SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    fcntl_add_seals(
+        copy.as_fd(),
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
     Ok(copy.into())
 }
 
@@ -136,12 +187,22 @@ mod tests {
     fn a_child_has_its_descriptors_and_no_others() {
         let log = Log::in_memory().unwrap();
         let mut inherited = Inherited::default();
-        let numbers = [inherited.add(in_memory("one", b"first").unwrap()), inherited.add(in_memory("two", b"second").unwrap())];
+        let numbers = [
+            inherited.add(in_memory("one", b"first").unwrap()),
+            inherited.add(in_memory("two", b"second").unwrap()),
+        ];
         assert_eq!(numbers, [10, 11]);
-        let script = "cat <&11; echo; for f in 0 1 2 3 4 5 6 7 8 9 10 11 12 13; do [ -e /proc/$$/fd/$f ] && echo $f; done";
-        let mut child = spawn(Path::new("/bin/sh"), &["-c".into(), script.into()], inherited, None, &log).unwrap();
+        let script = "for f in 0 1 2 3 4 5 6 7 8 9 10 11 12 13; do [ -e /proc/$$/fd/$f ] && echo $f; done | tail -n 3; cat /proc/$$/fd/11";
+        let mut child = spawn(
+            Path::new("/bin/sh"),
+            &["-c".into(), script.into()],
+            inherited,
+            None,
+            &log,
+        )
+        .unwrap();
         child.wait().unwrap();
-        assert_eq!(log.tail(), "2; 10; 11");
+        assert_eq!(log.tail(), "2; 10; 11; second");
     }
 
     #[test]

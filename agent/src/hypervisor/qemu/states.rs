@@ -47,7 +47,11 @@ pub fn stream_state(status: &str) -> Option<StreamState> {
 pub fn is_final(state: StreamState) -> bool {
     match state {
         StreamState::None | StreamState::Completed | StreamState::Cancelled | StreamState::Failed => true,
-        StreamState::Setup | StreamState::Active | StreamState::BeforeSwitchover | StreamState::SwitchingOver | StreamState::Cancelling => false,
+        StreamState::Setup
+        | StreamState::Active
+        | StreamState::BeforeSwitchover
+        | StreamState::SwitchingOver
+        | StreamState::Cancelling => false,
     }
 }
 
@@ -111,6 +115,13 @@ mod tests {
     fn absurd_figures_do_not_overflow() {
         let answer = serde_json::json!({"ram": {"dirty-pages-rate": u64::MAX, "page-size": 4096, "mbps": -1.0e300, "total": "many"}});
         let figures = stream_figures(&answer).unwrap();
-        assert_eq!((figures.dirty_bytes_per_second, figures.bytes_per_second, figures.total_bytes), (u64::MAX, 0, 0));
+        assert_eq!(
+            (
+                figures.dirty_bytes_per_second,
+                figures.bytes_per_second,
+                figures.total_bytes
+            ),
+            (u64::MAX, 0, 0)
+        );
     }
 }

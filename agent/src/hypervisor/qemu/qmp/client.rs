@@ -93,7 +93,11 @@ struct Pending {
 
 impl Client {
     /// Greets QEMU on a connected socket. Each event is given to `on_event`, in order, by the owner's task.
-    pub async fn greet(stream: UnixStream, deadline: Duration, on_event: impl FnMut(RawEvent) + Send + 'static) -> Result<Self, QmpError> {
+    pub async fn greet(
+        stream: UnixStream,
+        deadline: Duration,
+        on_event: impl FnMut(RawEvent) + Send + 'static,
+    ) -> Result<Self, QmpError> {
         let (requests, requested) = mpsc::channel(REQUESTS_WAITING);
         let (greeted, greeting) = oneshot::channel();
         let owner = Owner {
@@ -109,14 +113,23 @@ impl Client {
             command: "the connection",
             deadline,
         };
-        let greeting = timeout(deadline, greeting).await.map_err(late)?.map_err(|_| QmpError::Closed)?;
+        let greeting = timeout(deadline, greeting)
+            .await
+            .map_err(late)?
+            .map_err(|_| QmpError::Closed)?;
         let client = Self {
             requests,
             ordinary: Arc::new(Semaphore::new(COMMANDS_AT_ONCE)),
             greeting,
         };
         let wanted: &[&str] = if greeting.out_of_band { &["oob"] } else { &[] };
-        client.call(Command::new("qmp_capabilities").with(json!({ "enable": wanted })).within(deadline)).await?;
+        client
+            .call(
+                Command::new("qmp_capabilities")
+                    .with(json!({ "enable": wanted }))
+                    .within(deadline),
+            )
+            .await?;
         Ok(client)
     }
 
@@ -151,7 +164,13 @@ impl Client {
             let permit = if urgent {
                 None
             } else {
-                Some(self.ordinary.clone().acquire_owned().await.map_err(|_| QmpError::Closed)?)
+                Some(
+                    self.ordinary
+                        .clone()
+                        .acquire_owned()
+                        .await
+                        .map_err(|_| QmpError::Closed)?,
+                )
             };
             let (reply, answer) = oneshot::channel();
             let id = next_id();
@@ -163,16 +182,25 @@ impl Client {
                 line: format!("{request}\n").into_bytes(),
                 id,
                 file,
-                answer: Pending { reply, _permit: permit },
+                answer: Pending {
+                    reply,
+                    _permit: permit,
+                },
             };
             self.requests.send(request).await.map_err(|_| QmpError::Closed)?;
-            answer.await.map_err(|_| QmpError::Closed)?.map_err(|Refusal { class, message }| QmpError::Refused {
-                command: name,
-                class,
-                message,
-            })
+            answer
+                .await
+                .map_err(|_| QmpError::Closed)?
+                .map_err(|Refusal { class, message }| QmpError::Refused {
+                    command: name,
+                    class,
+                    message,
+                })
         };
-        timeout(deadline, answer).await.map_err(|_| QmpError::Deadline { command: name, deadline })?
+        timeout(deadline, answer).await.map_err(|_| QmpError::Deadline {
+            command: name,
+            deadline,
+        })?
     }
 }
 
@@ -209,7 +237,11 @@ enum End {
 impl Owner {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let end = loop {
-            let interest = if self.outbox.is_some() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = if self.outbox.is_some() {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
             tokio::select! {
                 request = requests.recv(), if self.outbox.is_none() => {
                     let Some(request) = request else { return };
@@ -232,7 +264,10 @@ impl Owner {
         };
         match end {
             End::Closed => tracing::debug!("QEMU closed its monitor"),
-            End::Protocol(reason) => tracing::warn!(reason, "QEMU broke its protocol; its monitor's connection is closed"),
+            End::Protocol(reason) => tracing::warn!(
+                reason,
+                "QEMU broke its protocol; its monitor's connection is closed"
+            ),
         }
         // `requests` goes first, so that whoever sees an answer missing also sees the connection closed.
         drop(requests);
@@ -249,7 +284,9 @@ impl Owner {
 
     /// Writes what the socket takes. The file goes with the first byte.
     fn write(&mut self) -> Result<(), End> {
-        let Some(outbox) = &mut self.outbox else { return Ok(()) };
+        let Some(outbox) = &mut self.outbox else {
+            return Ok(());
+        };
         let rest = outbox.line.get(outbox.written..).unwrap_or_default();
         let file = outbox.file.as_ref();
         let result = self.stream.try_io(Interest::WRITABLE, || {
@@ -259,7 +296,12 @@ impl Owner {
             if let Some(files) = &files {
                 ancillary.push(SendAncillaryMessage::ScmRights(files));
             }
-            let sent = sendmsg(&self.stream, &[IoSlice::new(rest)], &mut ancillary, SendFlags::NOSIGNAL)?;
+            let sent = sendmsg(
+                &self.stream,
+                &[IoSlice::new(rest)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            )?;
             Ok(sent)
         });
         match result {
@@ -271,7 +313,12 @@ impl Owner {
                 }
                 Ok(())
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock || error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock
+                    || error.kind() == std::io::ErrorKind::Interrupted =>
+            {
+                Ok(())
+            }
             Err(_) => Err(End::Closed),
         }
     }
@@ -281,11 +328,20 @@ impl Owner {
         let count = match self.stream.try_read_vectored(&mut [IoSliceMut::new(&mut space)]) {
             Ok(0) => return Err(End::Closed),
             Ok(count) => count,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock || error.kind() == std::io::ErrorKind::Interrupted => return Ok(()),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock
+                    || error.kind() == std::io::ErrorKind::Interrupted =>
+            {
+                return Ok(());
+            }
             Err(_) => return Err(End::Closed),
         };
         self.lines.push(space.get(..count).unwrap_or_default());
-        while let Some(line) = self.lines.next_line().map_err(|error| End::Protocol(error.to_string()))? {
+        while let Some(line) = self
+            .lines
+            .next_line()
+            .map_err(|error| End::Protocol(error.to_string()))?
+        {
             if !line.iter().all(u8::is_ascii_whitespace) {
                 self.hear(parse(&line).map_err(End::Protocol)?)?;
             }
@@ -296,7 +352,10 @@ impl Owner {
     fn hear(&mut self, message: Message) -> Result<(), End> {
         match message {
             Message::Greeting(greeting) => {
-                let greeted = self.greeted.take().ok_or_else(|| End::Protocol("the monitor greeted twice".into()))?;
+                let greeted = self
+                    .greeted
+                    .take()
+                    .ok_or_else(|| End::Protocol("the monitor greeted twice".into()))?;
                 // Whoever waited for it may have given up; then the requests' end closes the connection.
                 let _ = greeted.send(greeting);
             }
@@ -354,7 +413,9 @@ mod tests {
         let greet = tokio::spawn(Client::greet(near, SOON, move |event| {
             let _ = heard.send(event);
         }));
-        let mut monitor = Monitor { stream: BufReader::new(far) };
+        let mut monitor = Monitor {
+            stream: BufReader::new(far),
+        };
         monitor.say(GREETING).await;
         let command = monitor.command().await;
         assert_eq!(command["arguments"], json!({"enable": ["oob"]}));
@@ -375,9 +436,14 @@ mod tests {
             async move { client.call(Command::new("urgent").out_of_band()).await }
         });
         let second = monitor.command().await;
-        assert_eq!((first["execute"].as_str(), second["exec-oob"].as_str()), (Some("slow"), Some("urgent")));
+        assert_eq!(
+            (first["execute"].as_str(), second["exec-oob"].as_str()),
+            (Some("slow"), Some("urgent"))
+        );
         monitor.answer(&second, json!(2)).await;
-        monitor.say(b"{\"event\": \"NEWS\", \"timestamp\": {\"seconds\": 1, \"microseconds\": 2}}\n").await;
+        monitor
+            .say(b"{\"event\": \"NEWS\", \"timestamp\": {\"seconds\": 1, \"microseconds\": 2}}\n")
+            .await;
         monitor.answer(&first, json!(1)).await;
         assert_eq!(urgent.await.unwrap().unwrap(), json!(2));
         assert_eq!(slow.await.unwrap().unwrap(), json!(1));
@@ -390,7 +456,10 @@ mod tests {
         let short = Duration::from_millis(30);
         for _ in 0..(COMMANDS_AT_ONCE + 2) {
             let result = client.call(Command::new("hung").within(short)).await;
-            assert!(matches!(result, Err(QmpError::Deadline { command: "hung", .. })), "{result:?}");
+            assert!(
+                matches!(result, Err(QmpError::Deadline { command: "hung", .. })),
+                "{result:?}"
+            );
         }
         let urgent = tokio::spawn(async move { client.call(Command::new("yank").out_of_band()).await });
         let mut sent = Vec::new();
@@ -409,7 +478,11 @@ mod tests {
 
     #[tokio::test]
     async fn garbage_and_over_long_lines_close_the_connection() {
-        for junk in [b"hello\n".to_vec(), vec![b'{'; super::super::wire::MAX_LINE_BYTES + 2], b"{\"return\": {}, \"id\": 99999999}\n".to_vec()] {
+        for junk in [
+            b"hello\n".to_vec(),
+            vec![b'{'; super::super::wire::MAX_LINE_BYTES + 2],
+            b"{\"return\": {}, \"id\": 99999999}\n".to_vec(),
+        ] {
             let (client, mut monitor, _events) = connected().await;
             let call = tokio::spawn({
                 let client = client.clone();
@@ -430,14 +503,21 @@ mod tests {
         let result = Client::greet(near, Duration::from_millis(30), |_| ()).await;
         assert!(matches!(result, Err(QmpError::Deadline { .. })));
         let mut rest = String::new();
-        assert_eq!(tokio::time::timeout(SOON, BufReader::new(far).read_line(&mut rest)).await.unwrap().unwrap(), 0);
+        assert_eq!(
+            tokio::time::timeout(SOON, BufReader::new(far).read_line(&mut rest))
+                .await
+                .unwrap()
+                .unwrap(),
+            0
+        );
     }
 
     #[tokio::test]
     async fn a_file_goes_with_its_command() {
         let (client, monitor, _events) = connected().await;
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let call = tokio::spawn(async move { client.call(Command::new("getfd").passing(writer.into())).await });
+        let call =
+            tokio::spawn(async move { client.call(Command::new("getfd").passing(writer.into())).await });
         let stream = monitor.stream.into_inner();
         let mut files = Vec::new();
         while files.is_empty() {
@@ -446,7 +526,12 @@ mod tests {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
                 let mut ancillary = rustix::net::RecvAncillaryBuffer::new(&mut space);
                 let mut bytes = [0; 4096];
-                rustix::net::recvmsg(&stream, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, rustix::net::RecvFlags::CMSG_CLOEXEC)?;
+                rustix::net::recvmsg(
+                    &stream,
+                    &mut [IoSliceMut::new(&mut bytes)],
+                    &mut ancillary,
+                    rustix::net::RecvFlags::CMSG_CLOEXEC,
+                )?;
                 for message in ancillary.drain() {
                     if let rustix::net::RecvAncillaryMessage::ScmRights(passed) = message {
                         files.extend(passed);

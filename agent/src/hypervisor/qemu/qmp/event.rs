@@ -8,7 +8,10 @@ use crate::hypervisor::{GuestEvent, GuestEventKind};
 
 /// What an event of QEMU means; `None` for those that nothing above asks for, and for those not known.
 pub fn meaning(event: &RawEvent) -> Option<GuestEvent> {
-    kind(event).map(|kind| GuestEvent { at_micros: event.at_micros, kind })
+    kind(event).map(|kind| GuestEvent {
+        at_micros: event.at_micros,
+        kind,
+    })
 }
 
 fn kind(event: &RawEvent) -> Option<GuestEventKind> {
@@ -27,8 +30,14 @@ fn kind(event: &RawEvent) -> Option<GuestEventKind> {
                 disk: bounded(node.strip_prefix(argv::DISK_PREFIX).unwrap_or(node)),
             }
         }),
-        "MIGRATION" => text("status").and_then(states::stream_state).map(GuestEventKind::Stream),
-        "MIGRATION_PASS" => event.data.get("pass").and_then(Value::as_u64).map(|iteration| GuestEventKind::DirtyPagesCollected { iteration }),
+        "MIGRATION" => text("status")
+            .and_then(states::stream_state)
+            .map(GuestEventKind::Stream),
+        "MIGRATION_PASS" => event
+            .data
+            .get("pass")
+            .and_then(Value::as_u64)
+            .map(|iteration| GuestEventKind::DirtyPagesCollected { iteration }),
         _ => None,
     }
 }
@@ -50,24 +59,48 @@ mod tests {
 
     #[test]
     fn only_the_guests_own_shutdown_counts() {
-        assert_eq!(of("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"})), Some(GuestEventKind::ShutDown));
-        assert_eq!(of("SHUTDOWN", json!({"guest": false, "reason": "host-qmp-quit"})), None);
-        assert_eq!(of("RESET", json!({"guest": true, "reason": "guest-reset"})), Some(GuestEventKind::Reset));
-        assert_eq!(of("RESET", json!({"guest": false, "reason": "host-qmp-system-reset"})), None);
+        assert_eq!(
+            of("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"})),
+            Some(GuestEventKind::ShutDown)
+        );
+        assert_eq!(
+            of("SHUTDOWN", json!({"guest": false, "reason": "host-qmp-quit"})),
+            None
+        );
+        assert_eq!(
+            of("RESET", json!({"guest": true, "reason": "guest-reset"})),
+            Some(GuestEventKind::Reset)
+        );
+        assert_eq!(
+            of(
+                "RESET",
+                json!({"guest": false, "reason": "host-qmp-system-reset"})
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_disks_error_names_the_disk_and_counts_if_it_stops_the_guest() {
         let data = |action| json!({"device": "", "qdev": "/x", "node-name": "disk-root", "operation": "write", "action": action, "reason": "No space left on device"});
-        assert_eq!(of("BLOCK_IO_ERROR", data("stop")), Some(GuestEventKind::IoError { disk: "root".into() }));
+        assert_eq!(
+            of("BLOCK_IO_ERROR", data("stop")),
+            Some(GuestEventKind::IoError { disk: "root".into() })
+        );
         assert_eq!(of("BLOCK_IO_ERROR", data("report")), None);
     }
 
     #[test]
     fn streams_and_passes() {
-        assert_eq!(of("MIGRATION", json!({"status": "pre-switchover"})), Some(GuestEventKind::Stream(StreamState::BeforeSwitchover)));
+        assert_eq!(
+            of("MIGRATION", json!({"status": "pre-switchover"})),
+            Some(GuestEventKind::Stream(StreamState::BeforeSwitchover))
+        );
         assert_eq!(of("MIGRATION", json!({"status": "sideways"})), None);
-        assert_eq!(of("MIGRATION_PASS", json!({"pass": 3})), Some(GuestEventKind::DirtyPagesCollected { iteration: 3 }));
+        assert_eq!(
+            of("MIGRATION_PASS", json!({"pass": 3})),
+            Some(GuestEventKind::DirtyPagesCollected { iteration: 3 })
+        );
         assert_eq!(of("SOMETHING_NEW", json!({})), None);
     }
 

@@ -33,7 +33,11 @@ impl Lines {
         let fresh = self.bytes.get(self.searched..).unwrap_or_default();
         let Some(offset) = fresh.iter().position(|byte| *byte == b'\n') else {
             self.searched = self.bytes.len();
-            return if self.bytes.len() > MAX_LINE_BYTES { Err(LineTooLong) } else { Ok(None) };
+            return if self.bytes.len() > MAX_LINE_BYTES {
+                Err(LineTooLong)
+            } else {
+                Ok(None)
+            };
         };
         let end = self.searched + offset;
         if end > MAX_LINE_BYTES {
@@ -110,12 +114,15 @@ pub enum Message {
 
 /// Reads a line. The error says, within bounds, what was wrong with it.
 pub fn parse(line: &[u8]) -> Result<Message, String> {
-    let value: Value = serde_json::from_slice(line).map_err(|error| format!("a line of the monitor is not JSON: {error}"))?;
+    let value: Value = serde_json::from_slice(line)
+        .map_err(|error| format!("a line of the monitor is not JSON: {error}"))?;
     let Value::Object(mut object) = value else {
         return Err("a line of the monitor is not a JSON object".into());
     };
     if let Some(greeting) = object.get("QMP") {
-        return parse_greeting(greeting).map(Message::Greeting).ok_or_else(|| "the monitor's greeting has no version".into());
+        return parse_greeting(greeting)
+            .map(Message::Greeting)
+            .ok_or_else(|| "the monitor's greeting has no version".into());
     }
     if let Some(name) = object.get("event") {
         let name = name.as_str().ok_or("an event of the monitor has no name")?;
@@ -128,7 +135,10 @@ pub fn parse(line: &[u8]) -> Result<Message, String> {
     }
     let id = object.get("id").and_then(Value::as_u64);
     if let Some(value) = object.remove("return") {
-        return Ok(Message::Reply { id, result: Ok(value) });
+        return Ok(Message::Reply {
+            id,
+            result: Ok(value),
+        });
     }
     if let Some(error) = object.get("error") {
         let text = |field| bounded(error.get(field).and_then(Value::as_str).unwrap_or_default());
@@ -145,7 +155,11 @@ pub fn parse(line: &[u8]) -> Result<Message, String> {
 
 fn parse_greeting(greeting: &Value) -> Option<Greeting> {
     let qemu = greeting.get("version")?.get("qemu")?;
-    let number = |field| qemu.get(field).and_then(Value::as_u64).and_then(|number| u32::try_from(number).ok());
+    let number = |field| {
+        qemu.get(field)
+            .and_then(Value::as_u64)
+            .and_then(|number| u32::try_from(number).ok())
+    };
     let out_of_band = greeting
         .get("capabilities")
         .and_then(Value::as_array)
@@ -162,7 +176,12 @@ fn parse_greeting(greeting: &Value) -> Option<Greeting> {
 
 /// QEMU writes -1 for both parts when it could not read its clock.
 fn micros(timestamp: &Value) -> i64 {
-    let part = |field| timestamp.get(field).and_then(Value::as_i64).filter(|part| *part >= 0);
+    let part = |field| {
+        timestamp
+            .get(field)
+            .and_then(Value::as_i64)
+            .filter(|part| *part >= 0)
+    };
     match (part("seconds"), part("microseconds")) {
         (Some(seconds), Some(micros)) => seconds.saturating_mul(1_000_000).saturating_add(micros),
         (Some(_) | None, None) | (None, Some(_)) => 0,
@@ -192,7 +211,11 @@ mod tests {
     fn reads_a_real_greeting() {
         let line = br#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
         let expected = Greeting {
-            version: Version { major: 10, minor: 0, micro: 2 },
+            version: Version {
+                major: 10,
+                minor: 0,
+                micro: 2,
+            },
             out_of_band: true,
         };
         assert_eq!(parse(line), Ok(Message::Greeting(expected)));
@@ -208,7 +231,9 @@ mod tests {
             })
         );
         assert_eq!(
-            parse(br#"{"id": 8, "error": {"class": "GenericError", "desc": "Failed to get \"write\" lock"}}"#),
+            parse(
+                br#"{"id": 8, "error": {"class": "GenericError", "desc": "Failed to get \"write\" lock"}}"#
+            ),
             Ok(Message::Reply {
                 id: Some(8),
                 result: Err(Refusal {
@@ -222,14 +247,21 @@ mod tests {
     #[test]
     fn reads_events_that_it_does_not_know() {
         let line = br#"{"timestamp": {"seconds": 1700000000, "microseconds": 25}, "event": "FROM_THE_FUTURE", "data": {"x": [1]}}"#;
-        let Ok(Message::Event(event)) = parse(line) else { panic!("not an event") };
-        assert_eq!((event.name.as_str(), event.at_micros), ("FROM_THE_FUTURE", 1_700_000_000_000_025));
+        let Ok(Message::Event(event)) = parse(line) else {
+            panic!("not an event")
+        };
+        assert_eq!(
+            (event.name.as_str(), event.at_micros),
+            ("FROM_THE_FUTURE", 1_700_000_000_000_025)
+        );
     }
 
     #[test]
     fn a_clock_that_failed_is_zero() {
         let line = br#"{"timestamp": {"seconds": -1, "microseconds": -1}, "event": "STOP"}"#;
-        let Ok(Message::Event(event)) = parse(line) else { panic!("not an event") };
+        let Ok(Message::Event(event)) = parse(line) else {
+            panic!("not an event")
+        };
         assert_eq!((event.at_micros, event.data), (0, Value::Null));
     }
 
