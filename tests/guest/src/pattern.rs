@@ -69,6 +69,12 @@ impl Pattern {
 }
 
 impl Page {
+    /// What the page holds, word by word.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.0
+    }
+
     /// Turns one bit over.
     #[cfg(test)]
     pub(crate) fn damage(&mut self, word: usize, bit: u32) {

@@ -191,15 +191,16 @@ impl Log {
     /// Appends what is new to `bytes`; says whether the log began anew. A log that cannot be read has nothing new.
     fn read_new(&mut self, bytes: &mut Vec<u8>) -> bool {
         let mut anew = false;
-        let there = std::fs::metadata(&self.path).ok();
         if let Some(open) = &mut self.open {
             open.read_to_end(bytes);
-            if let Some(there) = &there
-                && (there.ino() != open.inode || there.len() < open.read)
-            {
-                self.open = None;
-                anew = true;
-            }
+        }
+        // Asked after reading, never before: the file may have grown in between, and would look cut short.
+        let there = std::fs::metadata(&self.path).ok();
+        if let (Some(open), Some(there)) = (&self.open, &there)
+            && (there.ino() != open.inode || there.len() < open.read)
+        {
+            self.open = None;
+            anew = true;
         }
         if self.open.is_none() && there.is_some() {
             self.open = File::open(&self.path).ok().and_then(|file| {
