@@ -185,7 +185,7 @@ fn refusal(action: &Action, status: &Status) -> String {
             format!("{} exists already: choose another --name", object(action))
         }
         409 => format!("{} was changed or replaced at the same time: try again", object(action)),
-        429 | 500.. => format!("The API server cannot answer now ({}): {words}. Try again", status.code),
+        429 | 500.. => format!("The API server cannot answer now ({}): {words}. A later try may work", status.code),
         _ => format!("The API server refused: {words}"),
     }
 }

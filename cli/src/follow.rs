@@ -122,7 +122,7 @@ fn tolerate(action: Action, error: watcher::Error, report: &mut Report) -> Resul
         watcher::Error::NoResourceVersion => return Ok(()),
     };
     if is_transient(&cause) {
-        return report.note(&format!("{}. Still trying", action.failed(cause)));
+        return report.note(&format!("Still waiting. {}", action.failed(cause)));
     }
     Err(action.failed(cause))
 }

@@ -8,6 +8,7 @@
 mod server;
 
 use std::io::{BufRead, BufReader};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use server::{Answer, Request, Run, Server, program};
@@ -321,6 +322,60 @@ fn a_wait_that_is_over_first_says_that_the_migration_goes_on() {
         run.err,
         "Timed out waiting. The migration goes on. Watch it: kubectl godwit status m1 -n lab --watch. Cancel it: \
          kubectl godwit cancel m1 -n lab\n"
+    );
+}
+
+#[test]
+fn a_stumbling_server_is_asked_again() {
+    let stumbles = AtomicUsize::new(1);
+    let done = ended(&[condition("Succeeded", "True", "Succeeded")]);
+    let server = Server::start(move |request| {
+        let listed = request.path.contains("virtualmachinemigrations?");
+        if listed && stumbles.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let status = json!({"kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError",
+                "message": "etcd is away"});
+            return (500, status);
+        }
+        answer(request, false, &done)
+    });
+    let run = server.run(&["status", "m1", "--watch"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let note = "Still waiting. The API server cannot answer now (500): etcd is away. A later try may work\n";
+    assert!(run.out.starts_with(note), "{run:?}");
+}
+
+#[test]
+fn a_watch_that_is_not_allowed_ends_at_once() {
+    let server = Server::start(move |request| {
+        if request.path.contains("virtualmachinemigrations?") {
+            let status = json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
+                "message": "no"});
+            return (403, status);
+        }
+        answer(request, false, &Value::Null)
+    });
+    let run = server.run(&["status", "m1", "--watch"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(
+        run.err
+            .contains("the right to watch virtualmachinemigrations.godwit.dev in namespace lab is missing")
+    );
+}
+
+#[test]
+fn a_migration_that_is_deleted_meanwhile_is_told() {
+    let server = Server::start(move |request| {
+        if request.path.contains("virtualmachinemigrations?") {
+            return (200, list("VirtualMachineMigration", json!([])));
+        }
+        answer(request, false, &Value::Null)
+    });
+    let run = server.run(&["status", "m1", "--watch"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(
+        run.err
+            .starts_with("error: The migration was deleted while it was watched: "),
+        "{run:?}"
     );
 }
 
