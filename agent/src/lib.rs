@@ -1,8 +1,12 @@
 //! godwit's per-host agent.
 
 pub mod cgroup;
+pub mod clock;
+pub mod config;
 pub mod guests;
 pub mod hypervisor;
+pub mod migration;
 pub mod pools;
+pub mod server;
 pub mod state;
 pub mod taps;

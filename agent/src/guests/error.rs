@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use godwit_handover::Epoch;
-use godwit_protocol::wire::ErrorCategory;
+use godwit_protocol::{Category, Fault};
 
 use crate::hypervisor::HypervisorError;
 use crate::state::StateError;
@@ -148,35 +148,41 @@ impl GuestError {
     }
 
     /// Its category, as it goes over the wire.
-    pub fn category(&self) -> ErrorCategory {
+    pub fn category(&self) -> Category {
         match self {
-            Self::DefinitionRefused(_) => ErrorCategory::Invalid,
+            Self::DefinitionRefused(_) => Category::Invalid,
             Self::StaleEpoch { .. }
             | Self::Conflict(_)
             | Self::Protected { .. }
             | Self::HostRebooted { .. }
             | Self::ProcessGone { .. }
-            | Self::NameTaken(_) => ErrorCategory::Conflict,
+            | Self::NameTaken(_) => Category::Conflict,
             Self::NotHere { .. }
             | Self::NotRunning(_)
             | Self::NotMigratable(_)
-            | Self::RecordUnreadable(_) => ErrorCategory::Unavailable,
+            | Self::RecordUnreadable(_) => Category::Unavailable,
             Self::FileMissing(_)
             | Self::InsufficientMemory { .. }
             | Self::MachineTypeMissing(_)
-            | Self::CpuModelMissing(_) => ErrorCategory::Lacking,
-            Self::HypervisorUnavailable(_) | Self::HypervisorSilent(_) => ErrorCategory::Unavailable,
+            | Self::CpuModelMissing(_) => Category::Lacking,
+            Self::HypervisorUnavailable(_) | Self::HypervisorSilent(_) => Category::Unavailable,
             Self::Hypervisor(error) => match error {
-                HypervisorError::Refused(_) => ErrorCategory::Invalid,
+                HypervisorError::Refused(_) => Category::Invalid,
                 HypervisorError::Unavailable(_)
                 | HypervisorError::Died
-                | HypervisorError::Deadline { .. } => ErrorCategory::Unavailable,
+                | HypervisorError::Deadline { .. } => Category::Unavailable,
                 HypervisorError::Command { .. }
                 | HypervisorError::Protocol(_)
-                | HypervisorError::System { .. } => ErrorCategory::Internal,
+                | HypervisorError::System { .. } => Category::Internal,
             },
-            Self::StateUnwritable(_) => ErrorCategory::Unavailable,
-            Self::System { .. } => ErrorCategory::Internal,
+            Self::StateUnwritable(_) => Category::Unavailable,
+            Self::System { .. } => Category::Internal,
         }
+    }
+}
+
+impl From<GuestError> for Fault {
+    fn from(error: GuestError) -> Self {
+        Self::new(error.category(), error.reason(), error.to_string())
     }
 }

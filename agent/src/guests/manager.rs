@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::{Epoch, Terms};
@@ -19,6 +19,7 @@ use super::record::{GuestEntry, Standing};
 use super::slot::{Here, Known, Process, Slot, shown};
 use super::types::{GuestIdentity, GuestView, Held, Role, StartRequest};
 use crate::cgroup::Cgroups;
+use crate::clock::now_micros;
 use crate::hypervisor::{Hypervisor, HypervisorFacts, RunState, Start};
 use crate::pools::Pools;
 use crate::state::{RecordFile, StateError};
@@ -770,13 +771,4 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The host's clock, Unix time in microseconds.
-pub(super) fn now_micros() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|d| i64::try_from(d.as_micros()).ok())
-        .unwrap_or_default()
 }

@@ -13,11 +13,12 @@ use tracing::{error, info, warn};
 use super::definition::Definition;
 use super::error::GuestError;
 use super::launch::{remove_directory, system};
-use super::manager::{DESTROY_DEADLINE, Inner, blocking, now_micros};
+use super::manager::{DESTROY_DEADLINE, Inner, blocking};
 use super::process;
 use super::record::{GuestEntry, Standing};
 use super::slot::{Here, Known, Process, Slot};
 use super::words;
+use crate::clock::now_micros;
 use crate::hypervisor::{Adoption, Guest, ProcessRecord, RunState};
 use crate::state::StateError;
 
