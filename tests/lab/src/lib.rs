@@ -5,6 +5,7 @@
 
 pub mod boot_sector;
 pub mod cache;
+pub mod cases;
 pub mod certificates;
 pub mod chart;
 pub mod control_plane;

@@ -151,7 +151,7 @@ pub fn kill(processes: &[Seen]) -> Vec<Seen> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 mod tests {
     use std::process::Command;
 

@@ -1,0 +1,191 @@
+//! Runs test cases one after the other in one lab: bringing a lab up takes longer than most cases, and a static would
+//! never be taken down.
+//!
+//! A test file sets `harness = false` and has a `main` that calls [`main`]; what is printed, and the arguments that are
+//! understood (a filter, `--exact`, `--skip`, `--list`), are those of Rust's own tests.
+
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+
+use crate::{Lab, LabOptions};
+
+/// A test case.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does. It fails with an error or a panic.
+    pub body: for<'a> fn(&'a mut Lab) -> LocalBoxFuture<'a, anyhow::Result<()>>,
+}
+
+/// The cases of a file, from the names of functions `async fn name(lab: &mut Lab) -> anyhow::Result<()>`.
+#[macro_export]
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        &[$($crate::cases::Case { name: stringify!($name), body: |lab| Box::pin($name(lab)) }),*]
+    };
+}
+
+#[derive(Default)]
+struct Arguments {
+    filters: Vec<String>,
+    skipped: Vec<String>,
+    exact: bool,
+    list: bool,
+    ignored: bool,
+}
+
+impl Arguments {
+    fn parse(arguments: impl Iterator<Item = String>) -> Self {
+        let mut parsed = Self::default();
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--exact" => parsed.exact = true,
+                "--list" => parsed.list = true,
+                "--ignored" => parsed.ignored = true,
+                "--skip" => parsed.skipped.extend(arguments.next()),
+                "--format" | "--color" | "--test-threads" => {
+                    // Their values would be taken for filters.
+                    arguments.next();
+                }
+                flag if flag.starts_with('-') => {}
+                filter => parsed.filters.push(filter.to_owned()),
+            }
+        }
+        parsed
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        let matches = |word: &String| {
+            if self.exact {
+                name == word
+            } else {
+                name.contains(word.as_str())
+            }
+        };
+        // No case is marked as ignored.
+        !self.ignored
+            && (self.filters.is_empty() || self.filters.iter().any(matches))
+            && !self.skipped.iter().any(matches)
+    }
+}
+
+/// Runs the cases that the arguments ask for, in their order, in one lab, and takes it down.
+#[must_use]
+pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
+    let arguments = Arguments::parse(std::env::args().skip(1));
+    let wanted: Vec<Case> = cases
+        .iter()
+        .copied()
+        .filter(|case| arguments.wants(case.name))
+        .collect();
+    if arguments.list {
+        for case in wanted {
+            println!("{}: test", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", wanted.len());
+    let filtered = cases.len() - wanted.len();
+    let begun = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let failed = match runtime {
+        Ok(runtime) if !wanted.is_empty() => runtime.block_on(run(options, &wanted)),
+        Ok(_) => 0,
+        Err(error) => {
+            println!("the tests cannot run: {error}");
+            1
+        }
+    };
+    let passed = wanted.len().saturating_sub(failed);
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; \
+         finished in {seconds:.2}s\n"
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Gives back how many failed; a lab that does not come up, or cannot be taken down, counts as a failure of all or one.
+async fn run(options: LabOptions, cases: &[Case]) -> usize {
+    let begun = Instant::now();
+    let mut lab = match Lab::start(options).await {
+        Ok(lab) => lab,
+        Err(error) => {
+            println!("the lab did not come up: {error:#}");
+            return cases.len();
+        }
+    };
+    println!(
+        "the lab is up after {:.1} s; logs: {}",
+        begun.elapsed().as_secs_f64(),
+        lab.records().display()
+    );
+    let mut failures = Vec::new();
+    for case in cases {
+        let begun = Instant::now();
+        let outcome = AssertUnwindSafe((case.body)(&mut lab)).catch_unwind().await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let reason = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(panic) => Some(panic_message(panic.as_ref())),
+        };
+        let word = if reason.is_none() { "ok" } else { "FAILED" };
+        println!("test {} ... {word} ({seconds:.1} s)", case.name);
+        if let Some(reason) = reason {
+            println!("  {}", reason.replace('\n', "\n  "));
+            failures.push(case.name);
+        }
+    }
+    let records = lab.records().to_owned();
+    if let Err(error) = lab.stop().await {
+        println!("taking the lab down failed: {error:#}");
+        failures.push("taking the lab down");
+    }
+    if !failures.is_empty() {
+        println!(
+            "\nfailures:\n    {}\nlogs: {}",
+            failures.join("\n    "),
+            records.join("logs").display()
+        );
+    }
+    failures.len().min(cases.len())
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "it panicked".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Arguments {
+        Arguments::parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn arguments_are_those_of_rusts_own_tests() {
+        assert!(parse(&[]).wants("any"));
+        assert!(parse(&["--nocapture", "an"]).wants("any"));
+        assert!(!parse(&["--exact", "an"]).wants("any"));
+        assert!(!parse(&["--skip", "an"]).wants("any"));
+        assert!(parse(&["--test-threads", "1"]).wants("any"));
+        assert!(!parse(&["--ignored"]).wants("any"));
+    }
+}

@@ -1,0 +1,140 @@
+//! The rules of VirtualMachineMigration.
+
+use godwit_lab::Lab;
+use serde_json::{Value, json};
+
+use crate::server::{change, create, path, send, set, try_create};
+
+const RESOURCE: &str = "virtualmachinemigrations";
+
+pub fn migration(name: &str) -> Value {
+    json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachineMigration",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "virtualMachine": "web1",
+            "destination": {"host": "h2"},
+            "controlFlow": "ManagedDirect",
+            "security": {"require": "None"},
+        },
+    })
+}
+
+pub async fn a_migration_is_checked(lab: &mut Lab) -> anyhow::Result<()> {
+    let client = lab.client();
+    let good = migration("checked");
+    let made = try_create(&client, RESOURCE, &good).await.accepted();
+    assert_eq!(made["spec"]["transport"], "Native");
+    assert_eq!(made["spec"]["tuning"]["maxDowntime"], "300ms");
+    assert_eq!(made["spec"]["cancel"], false);
+    for budget in ["10ms", "300ms", "2s", "60s", "60000ms"] {
+        let mut object = good.clone();
+        set(&mut object, "/spec/tuning/maxDowntime", json!(budget));
+        try_create(&client, RESOURCE, &object).await.accepted();
+    }
+    #[rustfmt::skip]
+    let table = [
+        ("/spec/virtualMachine", Value::Null, "spec.virtualMachine: Required"),
+        ("/spec/virtualMachine", json!(""), "spec.virtualMachine"),
+        ("/spec/destination", Value::Null, "spec.destination: Required"),
+        ("/spec/destination", json!({}), "spec.destination.host: Required"),
+        ("/spec/destination/host", json!("h2/../h1"), "spec.destination.host"),
+        ("/spec/controlFlow", Value::Null, "spec.controlFlow: Required"),
+        ("/spec/controlFlow", json!("PeerToPeer"), "Unsupported value"),
+        ("/spec/controlFlow", json!("Whatever"), "Unsupported value"),
+        ("/spec/security", Value::Null, "spec.security: Required"),
+        ("/spec/security", json!({}), "spec.security.require: Required"),
+        ("/spec/security/require", json!("Encrypted"), "Unsupported value"),
+        ("/spec/transport", json!("Tunnelled"), "Unsupported value"),
+        ("/spec/tuning/maxDowntime", json!("9ms"), "between 10ms and 60s"),
+        ("/spec/tuning/maxDowntime", json!("61s"), "between 10ms and 60s"),
+        ("/spec/tuning/maxDowntime", json!("0ms"), "maxDowntime"),
+        ("/spec/tuning/maxDowntime", json!("1m"), "maxDowntime"),
+        ("/spec/tuning/maxDowntime", json!(300), "must be of type string"),
+        ("/spec/cancel", json!("yes"), "must be of type boolean"),
+    ];
+    for (pointer, value, words) in table {
+        let mut bad = good.clone();
+        let what = format!("{pointer} = {value}");
+        set(&mut bad, pointer, value);
+        try_create(&client, RESOURCE, &bad).await.refused(&what, words);
+    }
+    Ok(())
+}
+
+pub async fn an_unserved_field_is_refused(lab: &mut Lab) -> anyhow::Result<()> {
+    let client = lab.client();
+    for (field, value) in [
+        ("mode", json!("Live")),
+        ("handoff", json!("Strict")),
+        ("storage", json!({"copy": "None"})),
+    ] {
+        let mut object = migration("unserved");
+        set(&mut object, &format!("/spec/{field}"), value);
+        create(&client, RESOURCE, &object)
+            .await
+            .refused(field, "unknown field");
+        // A client that does not ask for strictness is warned, and the field is not kept.
+        let answer = send(
+            &client,
+            "POST",
+            &format!("{}?dryRun=All", path(RESOURCE)),
+            Some(&object),
+        )
+        .await;
+        assert_eq!(answer.code, 201, "{}", answer.message());
+        assert!(
+            answer
+                .warnings
+                .iter()
+                .any(|words| words.contains("unknown field")),
+            "{:?}",
+            answer.warnings
+        );
+        assert!(answer.body["spec"].get(field).is_none(), "{field} was kept");
+    }
+    Ok(())
+}
+
+pub async fn a_migration_is_fixed_once_written(lab: &mut Lab) -> anyhow::Result<()> {
+    let client = lab.client();
+    create(&client, RESOURCE, &migration("fixed")).await.accepted();
+    let table = [
+        (
+            "/spec/virtualMachine",
+            json!("web2"),
+            "virtualMachine is immutable",
+        ),
+        ("/spec/destination/host", json!("h3"), "destination is immutable"),
+        ("/spec/tuning/maxDowntime", json!("2s"), "tuning is immutable"),
+    ];
+    for (pointer, value, words) in table {
+        change(&client, RESOURCE, "fixed", |object| set(object, pointer, value))
+            .await
+            .refused(pointer, words);
+    }
+    change(&client, RESOURCE, "fixed", |object| {
+        set(object, "/spec/cancel", json!(true))
+    })
+    .await
+    .accepted();
+    for taken_back in [json!(false), Value::Null] {
+        change(&client, RESOURCE, "fixed", |object| {
+            set(object, "/spec/cancel", taken_back)
+        })
+        .await
+        .refused("cancel taken back", "cancel cannot be taken back");
+    }
+    // Each with its own words once more values are served; so far the schema alone refuses the others.
+    for (pointer, value) in [
+        ("/spec/controlFlow", json!("PeerToPeer")),
+        ("/spec/transport", json!("Tunnelled")),
+        ("/spec/security/require", json!("Encrypted")),
+    ] {
+        change(&client, RESOURCE, "fixed", |object| set(object, pointer, value))
+            .await
+            .refused(pointer, "Unsupported value");
+    }
+    Ok(())
+}
