@@ -271,6 +271,7 @@ fn crc16(bytes: &[u8]) -> u16 {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 

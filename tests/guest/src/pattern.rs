@@ -78,7 +78,9 @@ impl Page {
     /// Turns one bit over.
     #[cfg(test)]
     pub(crate) fn damage(&mut self, word: usize, bit: u32) {
-        self.0[word] ^= 1 << bit;
+        if let Some(word) = self.0.get_mut(word) {
+            *word ^= 1 << bit;
+        }
     }
 }
 

@@ -1,11 +1,14 @@
-//! A guest that is one disk sector: it counts on the first serial port, for tests in which Linux is not the point.
+//! A guest whose program is one disk sector: it counts on the first serial port, for tests in which Linux is not the point.
 //!
 //! It writes `B <count> <complement>\n`, both as eight hexadecimal digits, at every tick of the timer, and halts the
 //! processor in between. It obeys single characters on the same port: `p` powers off, `r` resets, `x` reports a panic
 //! to a pvpanic device (if the machine has one) and stops.
 
-/// Bytes in the sector, and in the whole disk.
+/// Bytes in the sector.
 pub const SECTOR_BYTES: usize = 512;
+
+/// Bytes in the whole disk. The firmware boots from no disk that is as small as one sector.
+pub const DISK_BYTES: usize = 1 << 20;
 
 /// The longest time between ticks that the machine's timer can be set to.
 pub const LONGEST_INTERVAL_MS: u16 = 54;
@@ -32,12 +35,13 @@ impl Default for BootSector {
 }
 
 impl BootSector {
-    /// The sector: the whole of a raw disk from which the firmware boots.
+    /// A raw disk from which the firmware boots: the sector, and nothing behind it.
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         let mut image = self.code();
         image.resize(SECTOR_BYTES - 2, 0);
         image.extend_from_slice(&[0x55, 0xAA]); // by which the firmware knows a boot sector
+        image.resize(DISK_BYTES, 0);
         image
     }
 
@@ -242,6 +246,7 @@ impl Code {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 
@@ -257,8 +262,8 @@ mod tests {
                 "no room for a partition table"
             );
             let image = sector.image();
-            assert_eq!(image.len(), SECTOR_BYTES);
-            assert_eq!(image[510..], [0x55, 0xAA]);
+            assert_eq!(image.len(), DISK_BYTES);
+            assert_eq!(image[510..512], [0x55, 0xAA]);
         }
     }
 

@@ -532,6 +532,7 @@ fn a_boot_sector_resets_panics_and_ends_by_itself() {
     }));
     guest.tell("x");
     assert_eq!(guest.wait_for_event("GUEST_PANICKED")["action"], "pause");
+    drop(guest); // its disk is needed
 
     let ending = BootSector {
         interval_ms: 10,

@@ -200,6 +200,7 @@ fn garbled_line(after_lines: usize, at_ns: u64, host: &str, bytes: &[u8]) -> Gar
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 

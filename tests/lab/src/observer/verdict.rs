@@ -285,6 +285,7 @@ fn difference(earlier: Option<u64>, later: Option<u64>) -> Option<i64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 
