@@ -19,7 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status, Streaming};
 
 use crate::clock::Sample;
+use crate::convert::Malformed;
 use crate::error::{Category, Fault};
+use crate::gate::LONGEST_PROGRAM;
 use crate::guest::{GuestAnswer, GuestName, StartGuest};
 use crate::identity::PeerIdentity;
 use crate::order::{Order, OrderAnswer};
@@ -27,6 +29,7 @@ use crate::server::{LARGEST_HEADERS, LARGEST_MESSAGE};
 use crate::tls::{ALPN_CONTROL, ClientTls};
 use crate::update::Update;
 use crate::version::{self, Tag};
+use crate::witness::{Seen, Witnessed};
 use crate::{reason, wire};
 
 /// From the first packet to the answer to Hello.
@@ -37,6 +40,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const GUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How often the agent is pinged, so that a dead one is noticed under a quiet watch.
 const PING_EVERY: Duration = Duration::from_secs(5);
+/// The longest boot id, in bytes; Linux has 36.
+const LONGEST_BOOT_ID: usize = 64;
 /// How long a ping may stay unanswered.
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
@@ -78,22 +83,21 @@ impl AgentClient {
     }
 
     async fn connect_now(endpoint: &str, expected_host: &str, tls: &ClientTls) -> Result<Self, Fault> {
+        let whom = format!("Host {expected_host} at {endpoint}");
         let stream = open(endpoint, expected_host, tls)
             .await
-            .map_err(|fault| about(fault, &format!("Host {expected_host} at {endpoint}")))?;
+            .map_err(|fault| about(fault, &whom))?;
+        let seen = Seen::default();
         let channel = Endpoint::from_static("http://agent.godwit")
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_ANSWER)
             .keep_alive_while_idle(true)
             .http2_max_header_list_size(LARGEST_HEADERS)
-            .connect_with_connector(Once { stream: Some(stream) })
+            .connect_with_connector(Once {
+                stream: Some(Witnessed::new(stream, seen.clone())),
+            })
             .await
-            .map_err(|why| {
-                about(
-                    Fault::from_transport(&why),
-                    &format!("Host {expected_host} at {endpoint}"),
-                )
-            })?;
+            .map_err(|why| about(seen.rather_than(Fault::from_transport(&why)), &whom))?;
         let request = wire::HelloRequest {
             oldest_version: version::OLDEST,
             newest_version: version::NEWEST,
@@ -102,7 +106,7 @@ impl AgentClient {
         let hello = wire::agent_client::AgentClient::new(channel.clone())
             .hello(request)
             .await
-            .map_err(|status| about(status.into(), &format!("Host {expected_host} at {endpoint}")))?
+            .map_err(|status| about(seen.rather_than(status.into()), &whom))?
             .into_inner();
         if !(version::OLDEST..=version::NEWEST).contains(&hello.version) {
             return Err(Fault::new(
@@ -114,6 +118,10 @@ impl AgentClient {
                     version::OURS
                 ),
             ));
+        }
+        if hello.program.len() > LONGEST_PROGRAM || hello.boot_id.len() > LONGEST_BOOT_ID {
+            let malformed = Malformed::new("program or boot_id", "is too long");
+            return Err(about(malformed.into(), &whom));
         }
         if hello.host != expected_host {
             return Err(Fault::certificate(format!(
@@ -261,7 +269,7 @@ impl AgentClient {
         }
     }
 
-    fn believe<T>(&self, read: Result<T, crate::convert::Malformed>) -> Result<T, Fault> {
+    fn believe<T>(&self, read: Result<T, Malformed>) -> Result<T, Fault> {
         read.map_err(|malformed| about(malformed.into(), &format!("Answer of host {}", self.hello.host)))
     }
 }
@@ -335,11 +343,11 @@ async fn open(endpoint: &str, expected_host: &str, tls: &ClientTls) -> Result<Tl
 
 /// Gives the one connection out once: a second one would have settled no version.
 struct Once {
-    stream: Option<TlsStream<TcpStream>>,
+    stream: Option<Witnessed>,
 }
 
 impl Service<http::Uri> for Once {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Witnessed>;
     type Error = io::Error;
     type Future = std::future::Ready<Result<Self::Response, io::Error>>;
 

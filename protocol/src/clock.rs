@@ -1,5 +1,7 @@
 //! How far another host's clock is from ours, by its answers: pure figures, no clock is read here.
 
+use std::collections::VecDeque;
+
 /// One question and answer. Unix times in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -20,10 +22,14 @@ pub struct Offset {
     pub error_micros: u64,
 }
 
-/// Keeps the sample with the shortest round trip: the truth lies within half of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many of the latest samples are kept: clocks drift apart, so an old sample, however good, goes out.
+const KEPT: usize = 32;
+
+/// Of the latest 32 samples, trusts the one with the shortest round trip: the truth lies within half of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClockEstimate {
-    best: Option<(u64, Offset)>,
+    /// Round trip in microseconds and what it says, the oldest first.
+    latest: VecDeque<(u64, Offset)>,
 }
 
 impl ClockEstimate {
@@ -45,20 +51,24 @@ impl ClockEstimate {
         let Ok(micros) = i64::try_from(i128::from(sample.remote_micros) - middle) else {
             return;
         };
-        if self.best.is_none_or(|(shortest, _)| round_trip <= shortest) {
-            self.best = Some((
-                round_trip,
-                Offset {
-                    micros,
-                    error_micros: round_trip.div_ceil(2),
-                },
-            ));
+        if self.latest.len() == KEPT {
+            self.latest.pop_front();
         }
+        self.latest.push_back((
+            round_trip,
+            Offset {
+                micros,
+                error_micros: round_trip.div_ceil(2),
+            },
+        ));
     }
 
     /// The estimate; `None` before the first usable sample.
     pub fn offset(&self) -> Option<Offset> {
-        self.best.map(|(_, offset)| offset)
+        self.latest
+            .iter()
+            .min_by_key(|(round_trip, _)| *round_trip)
+            .map(|(_, offset)| *offset)
     }
 }
 
@@ -123,6 +133,29 @@ mod tests {
             Some(Offset {
                 micros: 5_050,
                 error_micros: 100
+            })
+        );
+    }
+
+    #[test]
+    fn an_old_sample_goes_out_however_good() {
+        let mut estimate = ClockEstimate::new();
+        estimate.add(sample(0, 1_000, 0));
+        for _ in 0..KEPT {
+            assert_eq!(
+                estimate.offset(),
+                Some(Offset {
+                    micros: 1_000,
+                    error_micros: 0
+                })
+            );
+            estimate.add(sample(0, 7_050, 100));
+        }
+        assert_eq!(
+            estimate.offset(),
+            Some(Offset {
+                micros: 7_000,
+                error_micros: 50
             })
         );
     }

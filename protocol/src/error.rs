@@ -183,6 +183,10 @@ fn certificate_fault(error: &(dyn StdError + 'static)) -> Option<String> {
 fn certificate_words(error: &rustls::Error) -> Option<String> {
     use rustls::AlertDescription as Alert;
     match error {
+        // Our own judgement of names, in its own words.
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(why)) => {
+            Some(format!("The other side's certificate was refused: {}", why.0))
+        }
         rustls::Error::InvalidCertificate(why) => {
             Some(format!("The other side's certificate was refused: {why}"))
         }

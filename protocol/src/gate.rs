@@ -8,10 +8,14 @@ use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::codegen::{BoxFuture, Service, http};
 
+use crate::convert::Malformed;
 use crate::error::{Category, Fault};
 use crate::identity::{self, PeerIdentity, Rpc};
 use crate::version::{self, Versions};
 use crate::{reason, wire};
+
+/// The longest name of a program in a Hello and its answer, in bytes.
+pub(crate) const LONGEST_PROGRAM: usize = 128;
 
 /// Who is at the other end of a connection. It is in the extensions of each request.
 #[derive(Clone, Debug)]
@@ -45,8 +49,11 @@ impl Peer {
     /// Settles the version of this connection by the peer's Hello and says which it is.
     ///
     /// # Errors
-    /// A fault of category Version that names both ranges.
+    /// A fault of category Version that names both ranges; of category Invalid if the Hello is malformed.
     pub fn settle(&self, hello: &wire::HelloRequest) -> Result<u32, Fault> {
+        if hello.program.len() > LONGEST_PROGRAM {
+            return Err(Malformed::new("program", "is longer than 128 bytes").into());
+        }
         let theirs = Versions {
             oldest: hello.oldest_version,
             newest: hello.newest_version,
@@ -181,6 +188,20 @@ mod tests {
     fn a_refused_hello_settles_nothing() {
         let controller = peer(PeerIdentity::Controller);
         assert!(controller.settle(&hello(7, 9)).is_err());
+        assert!(admit(Some(&controller), &path(Rpc::KeepAlive), Some(b"1")).is_err());
+    }
+
+    #[test]
+    fn a_hello_with_an_endless_name_settles_nothing() {
+        let controller = peer(PeerIdentity::Controller);
+        let endless = wire::HelloRequest {
+            program: "x".repeat(129),
+            ..hello(1, 1)
+        };
+        assert_eq!(
+            controller.settle(&endless).unwrap_err().category,
+            Category::Invalid
+        );
         assert!(admit(Some(&controller), &path(Rpc::KeepAlive), Some(b"1")).is_err());
     }
 

@@ -21,6 +21,7 @@ pub mod server;
 pub mod tls;
 pub mod update;
 pub mod version;
+mod witness;
 
 /// The generated messages and services.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
@@ -33,7 +34,7 @@ pub use convert::Malformed;
 pub use error::{Category, Fault};
 pub use guest::{GuestAnswer, GuestName, GuestState, StartGuest};
 pub use identity::{PeerIdentity, Rpc};
-pub use order::{Order, OrderAnswer};
+pub use order::{DriverLives, Order, OrderAnswer};
 pub use tls::{ClientTls, ServerTls, TlsError, TlsFiles};
 pub use update::{Progress, Side, Update};
 

@@ -177,3 +177,36 @@ impl From<OrderAnswer> for wire::OrderReply {
         }
     }
 }
+
+/// The longest silence that a driver may ask to be borne: an hour.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
+
+/// A driver's word that it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverLives {
+    /// The migration that it drives.
+    pub terms: Terms,
+    /// Whether it has lately heard from the other side and from the API server.
+    pub path_proven: bool,
+    /// How long the host may go without the next one before the driver counts as silent.
+    pub silence: Duration,
+}
+
+impl TryFrom<wire::KeepAliveRequest> for DriverLives {
+    type Error = Malformed;
+
+    fn try_from(request: wire::KeepAliveRequest) -> Result<Self, Malformed> {
+        let silence = Duration::from_millis(request.silence_millis.into());
+        if silence.is_zero() || silence > LONGEST_SILENCE {
+            return Err(Malformed::new(
+                "silence_millis",
+                "must be more than 0 and at most an hour",
+            ));
+        }
+        Ok(Self {
+            terms: convert::terms(request.terms)?,
+            path_proven: request.path_proven,
+            silence,
+        })
+    }
+}

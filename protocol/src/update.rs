@@ -2,7 +2,7 @@
 
 use godwit_handover::{DestinationReport, SourceReport};
 
-use crate::convert::Malformed;
+use crate::convert::{self, Malformed};
 use crate::wire;
 
 /// The longest detail of an update, in bytes; the sender cuts a longer one.
@@ -144,4 +144,9 @@ impl TryFrom<wire::MigrationUpdate> for Update {
             reason: update.reason,
         })
     }
+}
+
+/// The UID of the migration that a watch is about.
+pub fn watch_request(request: wire::WatchMigrationRequest) -> Result<String, Malformed> {
+    convert::uid("migration", request.migration)
 }
