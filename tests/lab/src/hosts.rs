@@ -21,6 +21,11 @@ pub const AGENT_PORT: u16 = 16514;
 /// The ports from which agents take migrations.
 pub const MIGRATION_PORTS: (u16, u16) = (49152, 49215);
 
+/// How many guests a host can have.
+const USERS: u32 = 100;
+/// The first user id of the first run's first host: far above what systems give out.
+const FIRST_USER: u32 = 2_000_000_000;
+
 /// A host.
 #[derive(Debug)]
 pub struct Host {
@@ -32,6 +37,7 @@ pub struct Host {
     pub directory: PathBuf,
     namespace: Option<PathBuf>,
     program: PathBuf,
+    first_user: u32,
     agent: Option<Process>,
 }
 
@@ -68,12 +74,16 @@ impl Host {
             std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o711))?;
         }
         let program = programs.join("godwit-agent");
+        // At most 250 runs of 99 hosts each.
+        let place = u32::from(run.number()) * 100 + u32::try_from(number).context("too many hosts")?;
+        let first_user = FIRST_USER + place * USERS;
         Ok(Self {
             name,
             address,
             directory,
             namespace,
             program,
+            first_user,
             agent: None,
         })
     }
@@ -90,7 +100,7 @@ impl Host {
             "listen": endpoint,
             "endpoint": endpoint,
             "migrationAddresses": [self.address],
-            "migrationPorts": format!("{first}-{last}"),
+            "migrationPorts": {"first": first, "last": last},
             "stateDirectory": self.directory.join("state"),
             "runDirectory": self.directory.join("run"),
             "pools": files.pools,
@@ -101,6 +111,8 @@ impl Host {
             },
             "kubeconfig": files.kubeconfig,
             "qemu": {"binary": files.qemu},
+            // Hosts are one machine here: their guests still are users of their own.
+            "guestUsers": {"first": self.first_user, "count": USERS},
             "namespace": NAMESPACE,
         });
         write_secret(

@@ -245,6 +245,25 @@ pub fn remove_all() -> anyhow::Result<Vec<u8>> {
     Ok(removed)
 }
 
+/// Removes one run that no process holds. Whether it was there.
+///
+/// # Errors
+/// When a process holds it, or something cannot be removed.
+pub fn remove_one(number: u8) -> anyhow::Result<bool> {
+    let base = base()?;
+    let directory = base.join(number.to_string());
+    if !directory.exists() {
+        return Ok(false);
+    }
+    let Some((lock, path)) = lock(&base, number)? else {
+        bail!("run {number} is held by a process that lives: end that one first");
+    };
+    remove(number, &directory)?;
+    std::fs::remove_file(&path).context("remove a run's lock")?;
+    drop(lock);
+    Ok(true)
+}
+
 /// All runs on this machine.
 ///
 /// # Errors
@@ -254,7 +273,14 @@ pub fn list() -> anyhow::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for number in numbers(&base) {
         let directory = base.join(number.to_string());
-        let held = lock(&base, number)?.is_none();
+        let held = match lock(&base, number)? {
+            None => true,
+            // The lock may have been made by this very look.
+            Some((lock, _)) => {
+                drop(lock);
+                false
+            }
+        };
         let processes = owner(number, &directory).processes();
         listed.push(Listed {
             number,

@@ -26,8 +26,11 @@ enum Word {
     },
     /// Show the runs on this machine.
     Status,
-    /// Remove every run that no test holds: those left running, and what crashed ones left behind.
-    Down,
+    /// Remove runs that no process holds: those left running, and what crashed ones left behind.
+    Down {
+        /// Which; all of them when none is named.
+        runs: Vec<u8>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,7 +41,7 @@ fn main() -> anyhow::Result<()> {
             .build()?
             .block_on(up(hosts, bare)),
         Word::Status => status(),
-        Word::Down => down(),
+        Word::Down { runs } => down(&runs),
     }
 }
 
@@ -68,6 +71,7 @@ async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
     }
     let kubectl = cache::tool("kubectl")?;
     let tools = kubectl.parent().unwrap_or(&kubectl).to_owned();
+    let number = lab.number();
     let records = lab.leave()?;
     println!("\nlogs\n  {}", records.join("logs").display());
     println!("\nto use it");
@@ -79,7 +83,7 @@ async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
     println!("  kubectl get vmhosts");
     println!("  kubectl explain vmmig.spec");
     println!("  kubectl godwit --help");
-    println!("\nto remove it\n  {}/lab down", programs.display());
+    println!("\nto remove it\n  {}/lab down {number}", programs.display());
     Ok(())
 }
 
@@ -109,7 +113,18 @@ fn status() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn down() -> anyhow::Result<()> {
+fn down(runs: &[u8]) -> anyhow::Result<()> {
+    for number in runs {
+        let word = if run::remove_one(*number)? {
+            "removed"
+        } else {
+            "is not there"
+        };
+        println!("run {number} {word}");
+    }
+    if !runs.is_empty() {
+        return Ok(());
+    }
     let removed = run::remove_all()?;
     if removed.is_empty() {
         println!("there was nothing to remove");

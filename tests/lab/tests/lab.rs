@@ -1,0 +1,252 @@
+//! The lab itself: what a crash leaves behind is removed, what was left on purpose is not, and links behave.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use godwit_lab::run::{self, Listed, Run};
+use godwit_lab::{Lab, LabOptions, cache, network};
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within 60 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn lab() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lab"))
+}
+
+fn listed(number: u8) -> Option<Listed> {
+    run::list()
+        .unwrap()
+        .into_iter()
+        .find(|listed| listed.number == number)
+}
+
+/// The run whose logs' directory is new and whose control plane is on its way.
+fn new_run(before: &[PathBuf]) -> Listed {
+    until("the lab's control plane starts", || {
+        run::list().unwrap().into_iter().find(|listed| {
+            let new = listed
+                .left
+                .as_ref()
+                .is_some_and(|left| !before.contains(&left.records));
+            let started = listed
+                .processes
+                .iter()
+                .any(|process| process.program == "kube-apiserver");
+            new && started && listed.held
+        })
+    })
+}
+
+fn all_records() -> Vec<PathBuf> {
+    run::list()
+        .unwrap()
+        .into_iter()
+        .filter_map(|listed| listed.left)
+        .map(|left| left.records)
+        .collect()
+}
+
+#[test]
+fn a_crashed_run_is_removed_by_the_next() {
+    let before = all_records();
+    let mut child = lab()
+        .args(["up", "--bare"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let crashed = new_run(&before);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let logs = crashed.left.unwrap().records.join("logs");
+    // Everything is still there, and nobody holds it.
+    let left = listed(crashed.number).expect("the run is still there");
+    assert!(!left.held);
+    assert!(!left.processes.is_empty());
+
+    let next = Run::claim("next").unwrap();
+    let mine = next.number();
+    let now = listed(crashed.number);
+    assert!(
+        now.is_none_or(|now| now.processes.is_empty()),
+        "processes were left"
+    );
+    for process in left.processes {
+        let same = godwit_lab::processes::look(process.pid)
+            .is_some_and(|seen| seen.start_time == process.start_time);
+        assert!(!same, "{} lives", process.program);
+    }
+    if crashed.number != mine {
+        assert!(network::namespaces_of(crashed.number).is_empty());
+    }
+    assert!(logs.join("kube-apiserver.log").is_file(), "its logs stay");
+    next.remove().unwrap();
+    assert!(
+        listed(mine).is_none_or(|now| now.held),
+        "another run may have taken the number"
+    );
+}
+
+#[test]
+fn what_is_left_on_purpose_stays_until_it_is_removed() {
+    let output = lab().args(["up", "--bare", "--hosts", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let number = said
+        .lines()
+        .last()
+        .and_then(|line| line.rsplit(' ').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    let kubeconfig = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("export KUBECONFIG="))
+        .expect("it says how to use it");
+
+    let next = Run::claim("next").unwrap();
+    assert_ne!(next.number(), number);
+    next.remove().unwrap();
+    let listed_now = listed(number).expect("it is still there");
+    assert!(!listed_now.held && listed_now.left.unwrap().on_purpose);
+    let answer = Command::new(cache::tool("kubectl").unwrap())
+        .args([
+            "--kubeconfig",
+            kubeconfig,
+            "get",
+            "crd",
+            "virtualmachines.godwit.dev",
+            "-o",
+            "name",
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        answer.status.success(),
+        "{}",
+        String::from_utf8_lossy(&answer.stderr)
+    );
+
+    let status = lab().arg("status").output().unwrap();
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(shown.contains(&format!("run {number}: left running")), "{shown}");
+    let down = lab().args(["down", &number.to_string()]).output().unwrap();
+    assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
+    assert!(listed(number).is_none_or(|now| now.held));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_reach_the_api_server_until_their_cable_is_cut() {
+    let mut lab = Lab::start(LabOptions::new("links").hosts(2).agents(false).controller(false))
+        .await
+        .unwrap();
+    if !lab.network.separate() {
+        // Not root: loopback addresses cannot be cut.
+        for words in lab.network.skipped() {
+            eprintln!("skipped: {words}");
+        }
+        lab.stop().await.unwrap();
+        return;
+    }
+    let reaches = |lab: &Lab, number: usize| {
+        let host = lab.hosts.get(number - 1).unwrap();
+        let mut command = host.command(&cache::tool("kubectl").unwrap());
+        command
+            .arg("--kubeconfig")
+            .arg(host.directory.join("agent.kubeconfig"));
+        command.args(["get", "--raw", "/readyz", "--request-timeout=2s"]);
+        command.output().unwrap().status.success()
+    };
+    assert!(reaches(&lab, 1) && reaches(&lab, 2));
+    lab.network.connect(1, false).unwrap();
+    assert!(!reaches(&lab, 1) && reaches(&lab, 2));
+    lab.network.connect(1, true).unwrap();
+    assert!(reaches(&lab, 1));
+    assert!(lab.network.connect(3, false).is_err(), "there is no host 3");
+
+    let rate = measure(&lab).await;
+    lab.network.shape(1, Some(100)).unwrap();
+    let shaped = measure(&lab).await;
+    assert!(
+        (70.0..110.0).contains(&shaped),
+        "{shaped} Mbit/s with a limit of 100"
+    );
+    lab.network.shape(1, None).unwrap();
+    let lifted = measure(&lab).await;
+    assert!(
+        rate > 200.0 && lifted > 200.0,
+        "{rate} and {lifted} Mbit/s without a limit"
+    );
+
+    // What runs on a host is known as its, by its namespace alone.
+    let host = lab.host(2).unwrap();
+    let mut sleeper = host
+        .command(Path::new("sleep"))
+        .arg("60")
+        .env_clear()
+        .spawn()
+        .unwrap();
+    let found = until("the process is found", || {
+        let found = host.processes();
+        found
+            .iter()
+            .any(|process| process.program == "sleep")
+            .then_some(found)
+    });
+    assert_eq!(found.len(), 1);
+    assert!(lab.host(1).unwrap().processes().is_empty());
+    assert!(lab.host(1).unwrap().hypervisors().is_empty());
+    assert_eq!(lab.host(1).unwrap().listening().unwrap(), Vec::<u16>::new());
+    let number = lab.number();
+    lab.stop().await.unwrap();
+    sleeper.wait().unwrap();
+    assert!(network::namespaces_of(number).is_empty() || listed(number).is_some_and(|now| now.held));
+}
+
+/// How fast host 1 sends to host 2, in Mbit/s: 8 MiB by the shell's own means.
+async fn measure(lab: &Lab) -> f64 {
+    const BYTES: u32 = 8 << 20;
+    let receiver = lab.network.namespace(2).unwrap();
+    let sender = lab.network.namespace(1).unwrap();
+    let address = lab.network.host(2);
+    let (told, port) = std::sync::mpsc::channel();
+    let receive = std::thread::spawn(move || {
+        enter(&receiver);
+        let listener = std::net::TcpListener::bind((address, 0)).unwrap();
+        told.send(listener.local_addr().unwrap().port()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+    });
+    let port = port.recv().unwrap();
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        enter(&sender);
+        let mut stream = std::net::TcpStream::connect((address, port)).unwrap();
+        std::io::Write::write_all(&mut stream, &vec![0; BYTES as usize]).unwrap();
+    })
+    .join()
+    .unwrap();
+    assert_eq!(receive.join().unwrap(), u64::from(BYTES));
+    f64::from(BYTES) * 8.0 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+/// Moves this thread into a network namespace.
+fn enter(namespace: &Path) {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    use std::os::fd::AsFd as _;
+    let file = std::fs::File::open(namespace).unwrap();
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+}
