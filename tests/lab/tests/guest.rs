@@ -20,15 +20,13 @@ use std::time::{Duration, Instant};
 use godwit_guest::line::Line;
 use godwit_guest::pattern::{PAGE_BYTES, Pattern};
 use godwit_lab::boot_sector::BootSector;
-use godwit_lab::initramfs::write_initramfs;
+use godwit_lab::cache;
+use godwit_lab::initramfs::{KERNEL_OPTIONS, write_initramfs};
 use godwit_lab::observer::{Observer, Seen};
 use serde_json::{Value, json};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The lab's kernel options: what a guest needs to keep quiet on the serial port and to boot fast when emulated.
-const KERNEL_OPTIONS: &str = "quiet loglevel=1 tsc=reliable";
 
 /// A directory of this test alone, removed with all that is in it.
 struct Place(PathBuf);
@@ -173,28 +171,11 @@ fn connect(path: &Path) -> UnixStream {
     }
 }
 
-fn kernel() -> PathBuf {
-    let cached = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/godwit/kernel/vmlinuz"));
-    let kernel = std::env::var_os("GODWIT_KERNEL")
-        .map(PathBuf::from)
-        .or_else(cached)
-        .unwrap();
-    assert!(
-        kernel.exists(),
-        "no guest kernel at {}; GODWIT_KERNEL can name another",
-        kernel.display()
-    );
-    kernel
-}
-
 /// The initramfs, made once for all tests in this file.
 fn initramfs() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../..")
-            .canonicalize()
-            .unwrap();
+        let workspace = cache::workspace();
         let path = workspace.join("target/guest/initramfs");
         write_initramfs(&workspace, &path).unwrap();
         path
@@ -202,7 +183,7 @@ fn initramfs() -> &'static Path {
 }
 
 fn linux(place: &Place, name: &str, guest_options: &str, more: &[&str]) -> Qemu {
-    let (kernel, initramfs) = (kernel(), initramfs());
+    let (kernel, initramfs) = (cache::kernel().unwrap(), initramfs());
     let append = format!("{KERNEL_OPTIONS} {guest_options}");
     let mut options = vec!["-m", "256M", "-kernel", kernel.to_str().unwrap()];
     options.extend(["-initrd", initramfs.to_str().unwrap(), "-append", &append]);
