@@ -17,6 +17,7 @@ pub mod identity;
 pub mod io;
 pub mod order;
 pub mod reason;
+mod refusals;
 pub mod server;
 pub mod tls;
 pub mod update;

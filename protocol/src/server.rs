@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,7 @@ use crate::error::Fault;
 use crate::gate::{Gate, Peer};
 use crate::identity::PeerIdentity;
 use crate::io::Connection;
+use crate::refusals::{Refusals, Say};
 use crate::tls::{ALPN_CONTROL, ServerTls};
 use crate::wire;
 use crate::wire::agent_server::{Agent, AgentServer};
@@ -34,6 +35,9 @@ const STREAMS_PER_CONNECTION: u32 = 512;
 pub(crate) const LARGEST_HEADERS: u32 = 16 * 1024;
 /// What is read from a peer that was refused before the connection is closed, in bytes.
 const DRAINED: usize = 64 * 1024;
+
+/// How long the port rests when the system gave no connection.
+const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
 
 /// How much the server bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,27 +148,41 @@ async fn accept(
     ready: mpsc::Sender<Result<Connection, io::Error>>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
-    let mut handshakes = JoinSet::new();
+    let mut refusals = Refusals::new(Instant::now());
+    let mut handshakes: JoinSet<Option<(SocketAddr, String)>> = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
             () = ready.closed() => return,
-            Some(_) = handshakes.join_next() => continue,
+            Some(ended) = handshakes.join_next() => {
+                if let Ok(Some((address, why))) = ended {
+                    tell(&mut refusals, address, &why);
+                }
+                continue;
+            }
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(why) => {
                     // Out of descriptors or memory, or a peer that left already: the port itself is sound.
                     tracing::warn!("A connection could not be taken: {why}");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(AFTER_FAILED_ACCEPT).await;
                     continue;
                 }
             },
         };
         if handshakes.len() >= limits.handshakes {
-            tracing::warn!(%address, "Connection dropped: {} handshakes are under way", limits.handshakes);
+            tell(
+                &mut refusals,
+                address,
+                &format!("{} handshakes are under way", limits.handshakes),
+            );
             continue;
         }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%address, "Connection dropped: there are {} already", limits.connections);
+            tell(
+                &mut refusals,
+                address,
+                &format!("there are {} connections already", limits.connections),
+            );
             continue;
         };
         let acceptor = TlsAcceptor::from(tls.config());
@@ -173,13 +191,24 @@ async fn accept(
             match timeout(limits.handshake, shake_hands(stream, address, &acceptor)).await {
                 Ok(Ok((stream, peer))) => {
                     let connection = connection(stream, peer, limits, place);
-                    // The server has ended meanwhile: there is no one to serve the connection.
+                    // Fails where the server has ended meanwhile: there is no one to serve the connection.
                     drop(ready.send(Ok(connection)).await);
+                    None
                 }
-                Ok(Err(why)) => tracing::warn!(%address, "Handshake refused: {why}"),
-                Err(_) => tracing::warn!(%address, "Handshake not done within {:?}", limits.handshake),
+                Ok(Err(why)) => Some((address, why.message)),
+                Err(_) => Some((address, format!("no handshake within {:?}", limits.handshake))),
             }
         });
+    }
+}
+
+fn tell(refusals: &mut Refusals, address: SocketAddr, why: &str) {
+    match refusals.another(Instant::now()) {
+        Say::It { untold_before: 0 } => tracing::warn!(%address, "Connection turned away: {why}"),
+        Say::It { untold_before } => {
+            tracing::warn!(%address, untold_before, "Connection turned away, and {untold_before} before it: {why}");
+        }
+        Say::Nothing => {}
     }
 }
 

@@ -91,8 +91,37 @@ async fn a_client_of_another_authority() {
 async fn a_server_of_another_authority() {
     let authority = Authority::new();
     let served = served(&authority).await;
+    // The server trusts it, but it does not trust the server.
     let foreign = Authority::new();
-    is_certificate_rejected(&refused(&served.endpoint(), &foreign.client(CONTROLLER)).await);
+    let files = TlsFiles {
+        authorities: foreign.issue("other", CONTROLLER, Dates::Good).authorities,
+        ..authority.issue("mine", CONTROLLER, Dates::Good)
+    };
+    let fault = refused(&served.endpoint(), &ClientTls::load(&files).unwrap()).await;
+    is_certificate_rejected(&fault);
+    assert!(
+        fault.message.contains("The other side's certificate"),
+        "{}",
+        fault.message
+    );
+    still_serves(&authority, &served).await;
+}
+
+#[tokio::test]
+async fn a_refused_client_may_go_on_sending_until_it_reads_why() {
+    let authority = Authority::new();
+    let served = served(&authority).await;
+    let foreign = Authority::new();
+    let stranger = Stranger::with(foreign.issue("other", CONTROLLER, Dates::Good));
+    let mut stream = stranger.connect(served.address).await.unwrap();
+    // More than the server has read when it judges the certificate. Closing then would reset the connection.
+    stream.write_all(&[0; 32 * 1024]).await.unwrap();
+    stream.get_ref().0.readable().await.unwrap();
+    stream.write_all(b"more").await.unwrap();
+    stream.flush().await.unwrap();
+    let why = stream.read(&mut [0; 1]).await.unwrap_err();
+    let why = why.get_ref().unwrap().downcast_ref::<rustls::Error>();
+    assert!(matches!(why, Some(rustls::Error::AlertReceived(_))), "{why:?}");
 }
 
 #[tokio::test]
