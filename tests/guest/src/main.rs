@@ -5,7 +5,9 @@
 //! Commands, one a line, on the same serial port:
 //! * `check` looks at all of memory as fast as the ticks allow and then writes the outcome;
 //! * `dirty 50M` sets how many bytes are dirtied per second;
-//! * `poweroff`, `reset`, `panic` do what they say.
+//! * `poweroff`, `reset`, `panic` do what they say; a panic is also reported to the machine's pvpanic device.
+
+mod panic_device;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -224,6 +226,7 @@ impl Guest {
             ["panic"] => {
                 self.write(&accepted)?;
                 rustix::termios::tcdrain(&self.serial)?;
+                panic_device::report()?;
                 std::fs::write("/proc/sysrq-trigger", "c")?;
             }
             _ => self.write(&Line::Refused { what: name })?,

@@ -439,6 +439,13 @@ fn a_linux_guest_resets_powers_off_and_panics_when_told() {
     guest.tell("panic\n");
     // With panic=-1 the kernel resets the machine at once.
     assert_eq!(guest.wait_for_event("RESET")["guest"], true);
+    drop(guest);
+
+    let mut guest = linux(&place, "q", "", &["-device", "pvpanic", "-action", "panic=pause"]);
+    observer.follow("q", &guest.console);
+    assert!(observer.wait_until(PATIENCE, |lines| ticks_at("q", lines) >= 5));
+    guest.tell("panic\n");
+    assert_eq!(guest.wait_for_event("GUEST_PANICKED")["action"], "pause");
 }
 
 #[test]
