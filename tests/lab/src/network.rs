@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
@@ -135,9 +136,23 @@ impl Network {
     /// # Errors
     /// When hosts have no network of their own, or `ip` refuses.
     pub fn connect(&self, host: usize, connected: bool) -> anyhow::Result<()> {
-        self.own_namespace(host)?;
+        let name = self.own_namespace(host)?;
         let state = if connected { "up" } else { "down" };
-        ip(&format!("-n {} link set h{host} {state}", hub(self.number)))
+        ip(&format!("-n {} link set h{host} {state}", hub(self.number)))?;
+        // Both the host and the bridge notice a little later, and pass nothing on until then.
+        let noticed = || -> anyhow::Result<bool> {
+            let host_up = output("ip", &format!("-n {name} -o link show eth0"))?.contains("state UP");
+            let port = output("ip", &format!("-n {} -d -o link show h{host}", hub(self.number)))?;
+            Ok(host_up == connected && port.contains("state forwarding") == connected)
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !noticed()? {
+            if Instant::now() > deadline {
+                bail!("it was not noticed within 5 s that host {host}'s cable is {state}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn own_namespace(&self, host: usize) -> anyhow::Result<String> {
@@ -204,6 +219,10 @@ fn ip(arguments: &str) -> anyhow::Result<()> {
 }
 
 fn run(program: &str, arguments: &str) -> anyhow::Result<()> {
+    output(program, arguments).map(|_| ())
+}
+
+fn output(program: &str, arguments: &str) -> anyhow::Result<String> {
     let output = Command::new(program)
         .args(arguments.split_whitespace())
         .output()
@@ -214,5 +233,5 @@ fn run(program: &str, arguments: &str) -> anyhow::Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
