@@ -269,15 +269,17 @@ impl Config {
             !(ports.first..=ports.last).contains(&self.listen.port()),
             || format!("the agent's own port {} is among them", self.listen.port()),
         )?;
-        expect("stateDirectory", self.state_directory.is_absolute(), || {
-            "give an absolute path".into()
-        })?;
-        expect("runDirectory", self.run_directory.is_absolute(), || {
-            "give an absolute path".into()
-        })?;
-        // "/guests/<uid>/" and a socket's name come after it.
-        expect("runDirectory", self.run_directory.as_os_str().len() <= 48, || {
-            "it has more than 48 characters, and the paths of the sockets in it would be too long".into()
+        for (field, directory) in [
+            ("stateDirectory", &self.state_directory),
+            ("runDirectory", &self.run_directory),
+        ] {
+            expect(field, is_plain_path(directory), || {
+                "give an absolute path of letters, digits, dots, hyphens and underscores, without `..`".into()
+            })?;
+        }
+        // "/guests/<uid>/console.sock" comes after it, and a socket's path has at most 107 characters.
+        expect("runDirectory", self.run_directory.as_os_str().len() <= 50, || {
+            "it has more than 50 characters, and the paths of the sockets in it would be too long".into()
         })?;
         for (name, path) in &self.pools {
             expect("pools", words::is_label(name), || {
@@ -326,6 +328,22 @@ fn expect(field: &'static str, holds: bool, why: impl FnOnce() -> String) -> Res
     } else {
         Err(ConfigError::Field { field, why: why() })
     }
+}
+
+/// A path that can stand in any option of a hypervisor without being read as something else.
+fn is_plain_path(path: &Path) -> bool {
+    path.to_str()
+        .and_then(|text| text.strip_prefix('/'))
+        .is_some_and(|rest| {
+            rest.split('/').all(|part| {
+                !part.is_empty()
+                    && part != "."
+                    && part != ".."
+                    && part
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            })
+        })
 }
 
 fn is_endpoint(text: &str) -> bool {
@@ -410,6 +428,8 @@ memoryReserve: 2Gi
             ("migrationPorts: {first: 80, last: 90}", "migrationPorts"),
             ("migrationPorts: {first: 16000, last: 17000}", "migrationPorts"),
             ("stateDirectory: state", "stateDirectory"),
+            ("stateDirectory: '/a,b'", "stateDirectory"),
+            ("runDirectory: /a/../b", "runDirectory"),
             (
                 "runDirectory: /tmp/a-very-long-path/that-goes-on-and-on/and-on-and-on",
                 "runDirectory",

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 pub mod guests;
+pub mod host;
 pub mod hypervisor;
 pub mod migration;
 pub mod pools;

@@ -211,7 +211,11 @@ impl Inner {
             user: entry.user,
             start,
         };
-        let guest = self.hypervisor.launch(launch).await.map_err(from_hypervisor)?;
+        let launched = self.hypervisor.launch(launch).await;
+        if matches!(launched, Err(HypervisorError::Unavailable(_))) {
+            self.suspected.notify_one();
+        }
+        let guest = launched.map_err(from_hypervisor)?;
         let process = guest.process();
         for problem in self.settings.cgroups.place(&self.cgroup(&slot.uid), process.pid) {
             info!(guest = %slot.uid, %problem, "no cgroup of its own in one hierarchy");
@@ -287,8 +291,9 @@ impl Inner {
         let directory = self.directory(&slot.uid);
         remove_directory(&directory)?;
         let record = self.record(&slot.uid);
-        let removed = blocking(move || record.remove()).await;
-        self.note_state(removed)?;
+        if let Err(error) = blocking(move || record.remove()).await {
+            return self.note_state(Err(error));
+        }
         let known = std::mem::replace(&mut *slot.known(), Known::Nothing);
         if let Known::Here(here) = known
             && let Some(watcher) = here.watcher

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::{Epoch, Terms};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, watch};
 use tracing::{info, warn};
 
 use super::definition::Definition;
@@ -71,6 +71,7 @@ pub(super) struct Inner {
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     changes: watch::Sender<u64>,
     state_problem: Mutex<Option<String>>,
+    pub(super) suspected: Notify,
 }
 
 /// A guest's place while one order has it for itself.
@@ -104,6 +105,7 @@ impl Guests {
             slots: Mutex::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
             state_problem: Mutex::new(None),
+            suspected: Notify::new(),
         };
         inner.make_directories()?;
         Ok(Self {
@@ -307,6 +309,11 @@ impl Guests {
         let file = RecordFile::at(self.inner.settings.state_directory.join("probe"));
         let outcome = blocking(move || file.write(&())).await;
         self.inner.note_state(outcome)
+    }
+
+    /// Waits until a launch has shown that the hypervisor may not work any more.
+    pub async fn hypervisor_suspected(&self) {
+        self.inner.suspected.notified().await;
     }
 
     /// Counts up whenever [`Guests::list`] has changed.
@@ -674,7 +681,7 @@ impl Inner {
         })
     }
 
-    /// What the guest does, by its hypervisor.
+    /// Notes whether the state directory took a write.
     pub(super) fn note_state(&self, outcome: Result<(), StateError>) -> Result<(), GuestError> {
         let mut problem = lock(&self.state_problem);
         match outcome {

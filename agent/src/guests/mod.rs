@@ -19,3 +19,21 @@ pub use definition::Definition;
 pub use error::GuestError;
 pub use manager::{Guests, Settings, UserRange};
 pub use types::{GuestIdentity, GuestView, Held, Role, StartRequest};
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a failing test may panic"
+)]
+pub(crate) mod fake;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failing test may panic"
+)]
+mod tests;

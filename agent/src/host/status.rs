@@ -1,0 +1,336 @@
+//! The host's status, made from what is known: a function without I/O.
+
+use godwit_crds::condition::{Condition, ConditionStatus, set_condition};
+use godwit_crds::host::{HostGuest, HostResources, HypervisorStatus, Pool};
+use godwit_crds::{VirtualMachineHostSpec, VirtualMachineHostStatus};
+use jiff::Timestamp;
+
+use super::health::Seen;
+use super::machine::Machine;
+use crate::guests::{GuestView, Role};
+
+/// The agent answers, its hypervisor works and it can take migrations.
+pub const AGENT_READY: &str = "AgentReady";
+/// No hypervisor works here.
+pub const HYPERVISOR_BROKEN: &str = "HypervisorBroken";
+/// The state directory takes no writes.
+pub const STATE_UNWRITABLE: &str = "StateUnwritable";
+/// The agent is being stopped.
+pub const SHUTTING_DOWN: &str = "ShuttingDown";
+
+const MEBIBYTE: u64 = 1 << 20;
+/// Bounds of the custom resource.
+const MACHINE_TYPES: usize = 256;
+const CPU_MODELS: usize = 512;
+const WORD: usize = 64;
+const GUESTS: usize = 1024;
+const MESSAGE: usize = 2048;
+
+/// Everything that the status is made from.
+pub struct Facts {
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// What the host has; its memory less what guests do not get.
+    pub machine: Machine,
+    /// Virtual CPUs promised to guests.
+    pub cpus_in_use: u64,
+    /// Memory promised to guests, in bytes.
+    pub memory_in_use: u64,
+    /// The hypervisor.
+    pub hypervisor: Seen,
+    /// What was wrong when the state directory was last written to.
+    pub state_problem: Option<String>,
+    /// The agent is being stopped.
+    pub stopping: bool,
+    /// The pools that can be used.
+    pub pools: Vec<Pool>,
+    /// The guests.
+    pub guests: Vec<GuestView>,
+}
+
+/// The status that tells these facts. What others wrote into `observed` (conditions of other types) is kept, and a
+/// time of transition moves only with its status.
+pub fn status(
+    facts: &Facts,
+    observed: &VirtualMachineHostStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> VirtualMachineHostStatus {
+    let mut guests: Vec<_> = facts.guests.iter().filter_map(guest).collect();
+    guests.sort_by(|a, b| a.uid.cmp(&b.uid));
+    let guest_count = i64::try_from(guests.len()).unwrap_or(i64::MAX);
+    guests.truncate(GUESTS);
+    let mut conditions = observed.conditions.clone();
+    set_condition(&mut conditions, ready(facts, generation.unwrap_or_default(), now));
+    VirtualMachineHostStatus {
+        agent_version: Some(env!("CARGO_PKG_VERSION").into()),
+        boot_id: Some(facts.boot_id.clone()),
+        hypervisors: facts
+            .hypervisor
+            .iter()
+            .map(|facts| HypervisorStatus {
+                name: bounded(&facts.name, 32),
+                version: bounded(&facts.version, WORD),
+                accelerator: bounded(&facts.accelerator, 32),
+                machine_types: words(&facts.machine_types, MACHINE_TYPES),
+                cpu_models: words(&facts.cpu_models, CPU_MODELS),
+            })
+            .collect(),
+        capacity: Some(resources(facts.machine.cpus, facts.machine.memory)),
+        available: Some(resources(
+            facts.machine.cpus.saturating_sub(facts.cpus_in_use),
+            facts.machine.memory.saturating_sub(facts.memory_in_use),
+        )),
+        pools: facts.pools.clone(),
+        guest_count,
+        guests,
+        observed_generation: generation,
+        conditions,
+    }
+}
+
+/// The part of a status that is this agent's to write.
+pub fn own_part(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
+    let mut own = status.clone();
+    own.conditions.retain(|condition| condition.type_ == "Ready");
+    own
+}
+
+/// The same status with its lists in the order in which this agent writes them: their order means nothing.
+pub fn in_order(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
+    let mut sorted = status.clone();
+    sorted.guests.sort_by(|a, b| a.uid.cmp(&b.uid));
+    sorted.pools.sort_by(|a, b| a.name.cmp(&b.name));
+    sorted
+}
+
+/// Whether a host object says the same as this configuration.
+pub fn same_spec(observed: &VirtualMachineHostSpec, wanted: &VirtualMachineHostSpec) -> bool {
+    observed.endpoint == wanted.endpoint && observed.migration_addresses == wanted.migration_addresses
+}
+
+fn ready(facts: &Facts, generation: i64, now: Timestamp) -> Condition {
+    let (status, reason, message) = if facts.stopping {
+        (
+            ConditionStatus::False,
+            SHUTTING_DOWN,
+            "The agent is being stopped; its guests go on".into(),
+        )
+    } else if let Some(problem) = &facts.state_problem {
+        (
+            ConditionStatus::False,
+            STATE_UNWRITABLE,
+            format!("Free space in the agent's state directory, or repair it: {problem}"),
+        )
+    } else if let Err(why) = &facts.hypervisor {
+        (
+            ConditionStatus::False,
+            HYPERVISOR_BROKEN,
+            format!("Install or repair the hypervisor; the agent tries again by itself: {why}"),
+        )
+    } else {
+        (
+            ConditionStatus::True,
+            AGENT_READY,
+            "The agent answers and its hypervisor works".into(),
+        )
+    };
+    Condition {
+        type_: "Ready".into(),
+        status,
+        reason: reason.into(),
+        message: bounded(&message, MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
+/// A guest as the host reports it. One that is still arriving is its source's to report.
+fn guest(view: &GuestView) -> Option<HostGuest> {
+    match view.role {
+        Role::Held | Role::Leaving { .. } => Some(HostGuest {
+            uid: view.identity.uid.clone(),
+            namespace: view.identity.namespace.clone(),
+            name: view.identity.name.clone(),
+            state: view.state,
+            epoch: i64::try_from(view.epoch).unwrap_or(i64::MAX),
+            since: view
+                .since_micros
+                .and_then(|micros| Timestamp::from_microsecond(micros).ok())
+                .map(|since| since.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()),
+        }),
+        Role::Arriving { .. } => None,
+    }
+}
+
+fn resources(cpus: u64, memory: u64) -> HostResources {
+    HostResources {
+        cpus: i64::try_from(cpus).unwrap_or(i64::MAX),
+        memory: format!("{}Mi", memory / MEBIBYTE),
+    }
+}
+
+fn words(all: &[String], most: usize) -> Vec<String> {
+    all.iter()
+        .filter(|word| !word.is_empty() && word.len() <= WORD)
+        .take(most)
+        .cloned()
+        .collect()
+}
+
+fn bounded(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use godwit_crds::virtual_machine::GuestState;
+    use godwit_handover::Gates;
+
+    use super::*;
+    use crate::guests::GuestIdentity;
+    use crate::hypervisor::HypervisorFacts;
+
+    fn facts() -> Facts {
+        Facts {
+            boot_id: "boot".into(),
+            machine: Machine {
+                cpus: 2,
+                memory: 4096 << 20,
+            },
+            cpus_in_use: 3,
+            memory_in_use: 1024 << 20,
+            hypervisor: Ok(Arc::new(HypervisorFacts {
+                name: "qemu".into(),
+                version: "10.0.2".into(),
+                accelerator: "tcg".into(),
+                machine_types: vec!["pc-q35-10.0".into()],
+                cpu_models: vec!["qemu64".into(), "x".repeat(65)],
+                gates: Gates {
+                    seal: true,
+                    hold_before_switchover: true,
+                    keep_destination_paused: true,
+                    inactivate_disks: true,
+                },
+            })),
+            state_problem: None,
+            stopping: false,
+            pools: vec![],
+            guests: vec![
+                view("b", Role::Held),
+                view(
+                    "a",
+                    Role::Leaving {
+                        migration: "m".into(),
+                    },
+                ),
+                view(
+                    "c",
+                    Role::Arriving {
+                        migration: "m".into(),
+                    },
+                ),
+            ],
+        }
+    }
+
+    fn view(uid: &str, role: Role) -> GuestView {
+        GuestView {
+            identity: GuestIdentity {
+                uid: uid.into(),
+                namespace: "default".into(),
+                name: uid.into(),
+            },
+            epoch: 1,
+            state: GuestState::Running,
+            since_micros: Some(1_700_000_000_123_456),
+            role,
+            note: None,
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn at_rest_nothing_changes() {
+        let first = status(&facts(), &VirtualMachineHostStatus::default(), Some(1), at(0));
+        assert_eq!(status(&facts(), &first, Some(1), at(60)), first);
+        let mut shuffled = first.clone();
+        shuffled.guests.reverse();
+        assert_eq!(in_order(&shuffled), first);
+    }
+
+    #[test]
+    fn it_tells_what_is_so() {
+        let status = status(&facts(), &VirtualMachineHostStatus::default(), Some(1), at(0));
+        assert_eq!(status.capacity.unwrap().memory, "4096Mi");
+        let available = status.available.unwrap();
+        assert_eq!((available.cpus, available.memory.as_str()), (0, "3072Mi"));
+        assert_eq!(
+            status.guest_count, 2,
+            "an arriving guest is its source's to report"
+        );
+        assert_eq!(
+            status.guests.iter().map(|g| g.uid.as_str()).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(
+            status.guests[0].since.as_deref(),
+            Some("2023-11-14T22:13:20.123456Z")
+        );
+        assert_eq!(status.hypervisors[0].cpu_models, ["qemu64"]);
+        assert_eq!(
+            (status.conditions[0].reason.as_str(), status.conditions[0].status),
+            (AGENT_READY, ConditionStatus::True)
+        );
+    }
+
+    #[test]
+    fn what_others_wrote_is_kept_and_not_taken_for_ours() {
+        let mut observed = VirtualMachineHostStatus::default();
+        let other = Condition {
+            type_: "Drained".into(),
+            ..ready(&facts(), 1, at(0))
+        };
+        observed.conditions.push(other.clone());
+        let new = status(&facts(), &observed, Some(1), at(0));
+        assert!(new.conditions.contains(&other));
+        assert_eq!(own_part(&new).conditions.len(), 1);
+    }
+
+    #[test]
+    fn each_fault_has_its_reason_and_each_reason_is_in_the_table() {
+        let table = include_str!("../../../docs/conditions.md");
+        let reason = |change: &dyn Fn(&mut Facts)| {
+            let mut facts = facts();
+            change(&mut facts);
+            ready(&facts, 1, at(0)).reason
+        };
+        let reasons = [
+            reason(&|_| {}),
+            reason(&|f| f.hypervisor = Err("gone".into())),
+            reason(&|f| f.state_problem = Some("full".into())),
+            reason(&|f| f.stopping = true),
+        ];
+        assert_eq!(
+            reasons,
+            [AGENT_READY, HYPERVISOR_BROKEN, STATE_UNWRITABLE, SHUTTING_DOWN]
+        );
+        let hosts = table.split("## VirtualMachineHost").nth(1).unwrap();
+        for reason in reasons {
+            assert!(hosts.contains(&format!("| `{reason}` |")), "{reason}");
+        }
+    }
+
+    #[test]
+    fn words_of_the_hypervisor_are_bounded() {
+        let mut broken = facts();
+        broken.hypervisor = Err("e\n".repeat(5000));
+        let message = ready(&broken, 1, at(0)).message;
+        assert!(message.chars().count() <= MESSAGE && !message.contains('\n'));
+    }
+}
