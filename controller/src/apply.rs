@@ -1,0 +1,71 @@
+//! Writing what the controller owns of an object: its status, by server-side apply, and finalizers.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::cluster::NAME;
+
+/// How long the API server may take over one request; it is counted as unreachable then.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The answer of the API server, or that there was none in time: whether a write was made is not known then.
+pub async fn within<T>(answer: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(kube::Error::Service("the API server did not answer within 5 s".into())),
+    }
+}
+
+/// Writes the whole status of `object`, as it is identified by name and UID: a later object of the same name is
+/// left alone.
+pub async fn status<K, S>(api: &Api<K>, object: &K, status: &S) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
+    let patch = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": object.name_any(), "uid": object.uid() },
+        "status": status,
+    });
+    let params = PatchParams::apply(NAME).force();
+    within(api.patch_status(&object.name_any(), &params, &Patch::Apply(&patch))).await.map(|_| ())
+}
+
+/// Whether a write failed because the object is not there any more, or is another one by now.
+pub fn gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_not_found() || status.is_conflict())
+}
+
+/// Adds a finalizer, or takes it away; on exactly the object that was read.
+pub async fn finalizer<K>(api: &Api<K>, object: &K, finalizer: &str, present: bool) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    if object.finalizers().iter().any(|name| name == finalizer) == present {
+        return Ok(());
+    }
+    let mut finalizers: Vec<_> = object.finalizers().iter().filter(|name| *name != finalizer).cloned().collect();
+    if present {
+        finalizers.push(finalizer.into());
+    }
+    // The resourceVersion makes it a compare-and-swap: the list of finalizers is others' too.
+    let patch = json!({ "metadata": {
+        "uid": object.uid(),
+        "resourceVersion": object.resource_version(),
+        "finalizers": finalizers,
+    }});
+    match within(api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if !present && status.is_not_found() => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,53 @@
+//! What the controller is told on its command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// Starts guests where their records say, and drives their migrations.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "godwit-controller", version)]
+pub struct Config {
+    /// How to reach the API server; left out, as a pod of the cluster does.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The controller's own namespace: its Lease and the hosts' Leases lie there.
+    #[arg(long, env = "GODWIT_NAMESPACE", value_name = "NAME")]
+    pub namespace: String,
+    /// The authorities that agents' certificates come from, as PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: PathBuf,
+    /// The controller's certificate, as PEM; its URI is spiffe://godwit.dev/controller.
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: PathBuf,
+    /// The certificate's private key, as PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: PathBuf,
+    /// How the log is written; what is logged is chosen by RUST_LOG.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Where /livez and /readyz are served; left out, nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub health_listen: Option<SocketAddr>,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Config::command().debug_assert();
+    }
+}

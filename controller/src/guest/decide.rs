@@ -1,0 +1,699 @@
+//! What follows from what is known about a guest: at most one deed, and the status that tells how things stand.
+//!
+//! A guest is started once, on the host that its record names, and by nobody else's word. Whether it was started
+//! before is judged by the host itself: an order to start under an epoch that it has seen is answered with the
+//! guest's state and starts nothing. After a move, or once the guest was seen, no such order is given at all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use godwit_crds::condition::{find_condition, set_condition};
+use godwit_crds::host::HostGuest;
+use godwit_crds::virtual_machine::GuestState;
+use godwit_crds::{Condition, ConditionStatus, GuestRecordSpec, VirtualMachineHost, VirtualMachineStatus};
+use godwit_crds::{VirtualMachine, VirtualMachineSpec};
+use godwit_protocol::{Category, Fault};
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt};
+
+use crate::placement::{self, Misfit};
+use crate::reason::GuestReason as Reason;
+use crate::record;
+use crate::time::rfc3339;
+
+/// How long a guest may be missing from its host's report before that means something: the report follows the
+/// guest's arrival, and an agent that has just started finds its guests one by one.
+pub const REPORT_LAG: Duration = Duration::from_secs(15);
+
+/// What the holder answered to the order to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The guest's state, and since when it has run there (RFC 3339).
+    State(GuestState, Option<String>),
+    /// The order was refused, or its answer was lost.
+    Fault(Fault),
+}
+
+/// What the judgement rests on.
+pub struct Facts<'a> {
+    /// The VirtualMachine.
+    pub guest: &'a VirtualMachine,
+    /// Its record, read fresh.
+    pub record: Option<&'a GuestRecordSpec>,
+    /// Every host by name.
+    pub hosts: &'a BTreeMap<String, VirtualMachineHost>,
+    /// The name of a migration of this guest that has not ended.
+    pub migration: Option<&'a str>,
+    /// Whether a migration has lost the guest at the record's epoch.
+    pub lost: bool,
+    /// What the holder answered to the order to start under the record's epoch.
+    pub answer: Option<&'a Answer>,
+    /// How long the holder's report has been without the guest.
+    pub missing_for: Duration,
+    /// Bytes of memory that are spoken for, by host.
+    pub promised: &'a BTreeMap<String, u64>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Nothing but the status.
+    None,
+    /// Create the record with this host as the holder.
+    Record {
+        /// The host.
+        host: String,
+    },
+    /// Order the holder to start the guest.
+    Start {
+        /// The holder.
+        host: String,
+        /// The record's epoch.
+        epoch: u64,
+    },
+    /// Order the holder to stop the guest; then nothing of it may be kept.
+    Stop {
+        /// The holder.
+        host: String,
+        /// The record's epoch.
+        epoch: u64,
+    },
+    /// The guest was never given to a host: let the object go.
+    Release,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What to do.
+    pub deed: Deed,
+    /// How things stand.
+    pub status: VirtualMachineStatus,
+    /// Whether the holder's report lacks the guest.
+    pub missing: bool,
+}
+
+/// Judges.
+pub fn decide(facts: &Facts<'_>) -> Verdict {
+    let mut page = Page::open(facts);
+    let deed = if facts.guest.meta().deletion_timestamp.is_some() {
+        page.stopping()
+    } else {
+        match facts.record {
+            None => page.without_record(),
+            Some(record) => page.with_record(record),
+        }
+    };
+    Verdict { deed, status: page.status, missing: page.missing }
+}
+
+/// The status as it is being written.
+struct Page<'a> {
+    facts: &'a Facts<'a>,
+    uid: String,
+    status: VirtualMachineStatus,
+    missing: bool,
+}
+
+impl<'a> Page<'a> {
+    fn open(facts: &'a Facts<'a>) -> Self {
+        let mut status = facts.guest.status.clone().unwrap_or_default();
+        status.observed_generation = facts.guest.meta().generation;
+        status.migration = facts.migration.map(Into::into);
+        Self { facts, uid: facts.guest.uid().unwrap_or_default(), status, missing: false }
+    }
+
+    fn spec(&self) -> &'a VirtualMachineSpec {
+        &self.facts.guest.spec
+    }
+
+    fn stopping(&mut self) -> Deed {
+        self.condition("Ready", ConditionStatus::False, Reason::Stopping, "The VirtualMachine is being deleted.");
+        if self.facts.migration.is_some() {
+            return Deed::None;
+        }
+        let holder = match self.facts.record {
+            Some(record) => Some((record.holder.clone(), record.epoch)),
+            // The record goes before the object does; what the status mirrors says whom to ask once more.
+            None => self.status.host.clone().zip(self.status.epoch),
+        };
+        let Some((host, epoch)) = holder else {
+            return Deed::Release;
+        };
+        match u64::try_from(epoch) {
+            Ok(epoch) if self.facts.hosts.contains_key(&host) => Deed::Stop { host, epoch },
+            Ok(_) | Err(_) => {
+                let words = format!(
+                    "The VirtualMachine is being deleted, and its host {host} is not known any more. Bring the host's \
+                     object back, so that it is known that the guest does not run there."
+                );
+                self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+                Deed::None
+            }
+        }
+    }
+
+    fn without_record(&mut self) -> Deed {
+        let seen_on = self.facts.hosts.values().find(|host| report(host, &self.uid).next().is_some());
+        if self.status.epoch.is_some() || seen_on.is_some() {
+            self.needs(
+                Reason::RecordMissing,
+                "The guest was started and its GuestRecord is not there. Find out who deleted it and restore it; \
+                 godwit starts nothing without it.",
+            );
+            self.status.state = Some(GuestState::Unknown);
+            self.condition(
+                "Ready",
+                ConditionStatus::Unknown,
+                Reason::RecordMissing,
+                "What the guest does is not known without its record.",
+            );
+            return Deed::None;
+        }
+        self.status.state = Some(GuestState::Starting);
+        match self.choose() {
+            Ok(host) => {
+                self.chosen(&host);
+                self.starting();
+                self.clear();
+                Deed::Record { host }
+            }
+            Err((reason, words)) => {
+                self.condition("Scheduled", ConditionStatus::False, reason, &words);
+                self.condition("Ready", ConditionStatus::False, Reason::Starting, "No host has been chosen yet.");
+                self.clear();
+                Deed::None
+            }
+        }
+    }
+
+    fn choose(&self) -> Result<String, (Reason, String)> {
+        let Some(name) = &self.spec().host else {
+            return placement::place(self.spec(), self.facts.hosts.values(), self.facts.promised).map_err(|misfits| {
+                let words: Vec<_> = misfits.iter().take(20).map(|(host, misfit)| format!("{host} {misfit}")).collect();
+                let words = if words.is_empty() { "there is no host".into() } else { words.join("; ") };
+                (
+                    Reason::NoHostFits,
+                    format!("No host fits: {words}. Add a host or make room; it is tried again when hosts change."),
+                )
+            });
+        };
+        let Some(host) = self.facts.hosts.get(name) else {
+            let words = format!("There is no VirtualMachineHost {name}. Create the guest again with a host that exists.");
+            return Err((Reason::HostNotFound, words));
+        };
+        let promised = self.facts.promised.get(name).copied().unwrap_or(0);
+        match placement::fits(self.spec(), host, promised, 0) {
+            // Whether a file is there the host itself knows best, and says so by name.
+            Ok(()) | Err(Misfit::PoolMissing(_)) => Ok(name.clone()),
+            Err(misfit) => {
+                let reason = match misfit {
+                    Misfit::NotReady(_) | Misfit::PoolMissing(_) => Reason::HostNotReady,
+                    Misfit::MachineTypeMissing => Reason::MachineTypeMissing,
+                    Misfit::CpuModelMissing => Reason::CpuModelMissing,
+                    Misfit::InsufficientMemory { .. } => Reason::InsufficientMemory,
+                };
+                Err((reason, format!("{name}: {misfit}. The guest is started once that has changed.")))
+            }
+        }
+    }
+
+    fn with_record(&mut self, record: &GuestRecordSpec) -> Deed {
+        let same_epoch = self.status.epoch == Some(record.epoch);
+        if !same_epoch {
+            self.status.since = None;
+        }
+        self.status.host = Some(record.holder.clone());
+        self.status.epoch = Some(record.epoch);
+        self.chosen(&record.holder);
+        self.clear();
+        let moving = self.facts.migration.is_some() || !record::settled(record);
+        if self.facts.lost || same_epoch && self.status.state == Some(GuestState::Lost) {
+            self.status.state = Some(GuestState::Lost);
+            self.condition(
+                "Ready",
+                ConditionStatus::False,
+                Reason::GuestLost,
+                "The only valid image of the guest died during a migration. Delete and create it to start afresh.",
+            );
+            return Deed::None;
+        }
+        if !moving && let Some(other) = self.runs_elsewhere(record) {
+            let words = format!(
+                "{other} reports this guest, which {} holds by the record. Look at both hosts before anything is stopped.",
+                record.holder
+            );
+            self.needs(Reason::RecordConflict, &words);
+        }
+        let Some(host) = self.facts.hosts.get(&record.holder).filter(|host| alive(host)) else {
+            return self.silent_host(record);
+        };
+        let reported = report(host, &self.uid).find(|guest| guest.epoch == record.epoch).cloned();
+        if let Some(guest) = reported {
+            self.mirror(guest.state, guest.since, &record.holder);
+            return Deed::None;
+        }
+        match self.facts.answer {
+            Some(Answer::State(state, since)) if self.facts.missing_for < REPORT_LAG => {
+                // The report lags behind the answer.
+                self.missing = true;
+                self.mirror(*state, since.clone(), &record.holder);
+                return Deed::None;
+            }
+            Some(Answer::Fault(fault)) => self.refused(fault, &record.holder),
+            Some(Answer::State(..)) | None => {}
+        }
+        let started = record.epoch > 1
+            || self.status.since.is_some()
+            || matches!(self.facts.answer, Some(Answer::State(state, _)) if *state != GuestState::Starting);
+        if moving || started {
+            self.missing = true;
+            return self.gone_from_report(record, moving);
+        }
+        if self.facts.answer.is_none() {
+            self.status.state = Some(GuestState::Starting);
+            self.starting();
+        }
+        match u64::try_from(record.epoch) {
+            Ok(epoch) => Deed::Start { host: record.holder.clone(), epoch },
+            Err(_) => Deed::None,
+        }
+    }
+
+    /// A host other than the holder that reports the guest under an epoch that the record does not lie behind.
+    fn runs_elsewhere(&self, record: &GuestRecordSpec) -> Option<String> {
+        self.facts
+            .hosts
+            .iter()
+            .filter(|(name, _)| **name != record.holder)
+            .find(|(_, host)| {
+                report(host, &self.uid).any(|guest| {
+                    guest.epoch >= record.epoch && matches!(guest.state, GuestState::Running | GuestState::Paused)
+                })
+            })
+            .map(|(name, _)| name.clone())
+    }
+
+    fn silent_host(&mut self, record: &GuestRecordSpec) -> Deed {
+        self.status.state = Some(GuestState::Unknown);
+        let words = format!(
+            "The host {} does not answer; the guest may well run there. Bring the agent or the host back.",
+            record.holder
+        );
+        self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+        if let Some(Answer::Fault(fault)) = self.facts.answer
+            && fault.category == Category::Unavailable
+        {
+            self.unanswered(&record.holder);
+        }
+        Deed::None
+    }
+
+    fn gone_from_report(&mut self, record: &GuestRecordSpec, moving: bool) -> Deed {
+        if moving || self.facts.missing_for < REPORT_LAG {
+            // Keep what was known; a look at the next report tells.
+            if self.status.state.is_none() {
+                self.status.state = Some(GuestState::Unknown);
+            }
+            return Deed::None;
+        }
+        self.status.state = Some(GuestState::Unknown);
+        let words = format!(
+            "{} holds the guest and does not report it any more. Look at the host; delete and create the guest to \
+             start it afresh.",
+            record.holder
+        );
+        self.condition("Ready", ConditionStatus::False, Reason::ProcessGone, &words);
+        self.needs(Reason::ProcessGone, &words);
+        Deed::None
+    }
+
+    fn mirror(&mut self, state: GuestState, since: Option<String>, host: &str) {
+        self.status.state = Some(state);
+        if since.is_some() {
+            self.status.since = since;
+        }
+        let (status, reason, words) = match state {
+            GuestState::Starting => (ConditionStatus::False, Reason::Starting, "The guest is being started.".to_owned()),
+            GuestState::Running => (ConditionStatus::True, Reason::Running, format!("The guest runs on {host}.")),
+            GuestState::Paused => (
+                ConditionStatus::False,
+                Reason::Paused,
+                "The guest is stopped and can go on. See its migration, if there is one.".to_owned(),
+            ),
+            GuestState::ShutOff => (
+                ConditionStatus::False,
+                Reason::ShutOff,
+                "The guest powered itself off. Delete it, or create it again to start it.".to_owned(),
+            ),
+            GuestState::Crashed => (
+                ConditionStatus::False,
+                Reason::Crashed,
+                format!(
+                    "The guest's kernel panicked or its process died. Look at its console and hypervisor log on {host}; \
+                     godwit does not start it a second time by itself."
+                ),
+            ),
+            GuestState::Lost => (
+                ConditionStatus::False,
+                Reason::GuestLost,
+                "The only valid image of the guest died during a migration. Delete and create it to start afresh."
+                    .to_owned(),
+            ),
+            GuestState::Unknown => {
+                (ConditionStatus::Unknown, Reason::AgentUnreachable, format!("{host} cannot tell what the guest does."))
+            }
+        };
+        self.condition("Ready", status, reason, &words);
+    }
+
+    fn refused(&mut self, fault: &Fault, host: &str) {
+        self.status.state = Some(GuestState::Starting);
+        if fault.category == Category::Unavailable && Reason::from_word(&fault.reason) != Some(Reason::HypervisorUnavailable) {
+            let words = format!("{}. The same host is asked again.", fault.message.trim_end_matches('.'));
+            self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+            self.unanswered(host);
+            return;
+        }
+        let reason = Reason::from_word(&fault.reason).unwrap_or(Reason::DefinitionRefused);
+        let words = format!("{}. It is tried again on the same host.", fault.message.trim_end_matches('.'));
+        self.condition("Ready", ConditionStatus::False, reason, &words);
+    }
+
+    fn unanswered(&mut self, host: &str) {
+        let words = format!("The order to start the guest was given to {host} and not answered. Bring the host back: it is asked first.");
+        self.needs(Reason::StartUnanswered, &words);
+    }
+
+    fn chosen(&mut self, host: &str) {
+        self.condition("Scheduled", ConditionStatus::True, Reason::HostChosen, &format!("The guest belongs on {host}."));
+    }
+
+    fn starting(&mut self) {
+        self.condition("Ready", ConditionStatus::False, Reason::Starting, "The start order is on its way.");
+    }
+
+    fn needs(&mut self, reason: Reason, words: &str) {
+        self.condition("NeedsDecision", ConditionStatus::True, reason, words);
+    }
+
+    fn clear(&mut self) {
+        self.condition("NeedsDecision", ConditionStatus::False, Reason::NotNeeded, "Nothing is in doubt.");
+    }
+
+    fn condition(&mut self, type_: &str, status: ConditionStatus, reason: Reason, words: &str) {
+        let observed_generation = self.facts.guest.meta().generation.unwrap_or(0);
+        // A condition that is cleared and set again within one judgement has not flipped.
+        let before = self.facts.guest.status.as_ref().and_then(|s| find_condition(&s.conditions, type_));
+        let since = before
+            .filter(|before| before.status == status)
+            .map_or_else(|| rfc3339(self.facts.now), |before| before.last_transition_time.clone());
+        self.status.conditions.retain(|c| c.type_ != type_ || c.status == status);
+        set_condition(
+            &mut self.status.conditions,
+            Condition {
+                type_: type_.into(),
+                status,
+                reason: reason.word().into(),
+                message: words.chars().take(1000).collect(),
+                last_transition_time: since,
+                observed_generation,
+            },
+        );
+        self.status.conditions.sort_by(|a, b| b.type_.cmp(&a.type_));
+    }
+}
+
+/// Whether the host's agent is known to live: its Ready condition is not Unknown.
+pub fn alive(host: &VirtualMachineHost) -> bool {
+    let conditions = host.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    find_condition(conditions, "Ready").is_some_and(|ready| ready.status != ConditionStatus::Unknown)
+}
+
+/// What the host reports about the guest.
+pub fn report<'a>(host: &'a VirtualMachineHost, uid: &'a str) -> impl Iterator<Item = &'a HostGuest> {
+    host.status.iter().flat_map(|status| &status.guests).filter(move |guest| guest.uid == uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use godwit_crds::ArmedMigration;
+    use godwit_crds::guest_record::GuestReference;
+
+    use super::*;
+    use crate::samples::{guest, host};
+
+    struct World {
+        guest: VirtualMachine,
+        record: Option<GuestRecordSpec>,
+        hosts: BTreeMap<String, VirtualMachineHost>,
+        migration: Option<&'static str>,
+        lost: bool,
+        answer: Option<Answer>,
+        missing_for: Duration,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                guest: guest("web"),
+                record: None,
+                hosts: ["a", "b"].map(|name| (name.to_owned(), host(name))).into(),
+                migration: None,
+                lost: false,
+                answer: None,
+                missing_for: Duration::ZERO,
+            }
+        }
+
+        /// A guest that `a` holds.
+        fn held() -> Self {
+            let reference =
+                GuestReference { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
+            Self { record: Some(record::first(reference, "a")), ..Self::new() }
+        }
+
+        /// A guest that `a` holds and reports.
+        fn reported(state: GuestState) -> Self {
+            let mut world = Self::held();
+            world.report("a", state, 1);
+            world
+        }
+
+        fn report(&mut self, host: &str, state: GuestState, epoch: i64) {
+            self.hosts.get_mut(host).unwrap().status.as_mut().unwrap().guests.push(HostGuest {
+                uid: "uid-web".into(),
+                namespace: "default".into(),
+                name: "web".into(),
+                state,
+                epoch,
+                since: Some("2026-01-01T00:00:00.000000Z".into()),
+            });
+        }
+
+        fn silence(&mut self, host: &str) {
+            self.hosts.get_mut(host).unwrap().status.as_mut().unwrap().conditions[0].status = ConditionStatus::Unknown;
+        }
+
+        fn delete(&mut self) {
+            self.guest.metadata.deletion_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(9).unwrap()));
+        }
+
+        fn at(&self, second: i64) -> Verdict {
+            decide(&Facts {
+                guest: &self.guest,
+                record: self.record.as_ref(),
+                hosts: &self.hosts,
+                migration: self.migration,
+                lost: self.lost,
+                answer: self.answer.as_ref(),
+                missing_for: self.missing_for,
+                promised: &BTreeMap::new(),
+                now: Timestamp::from_second(second).unwrap(),
+            })
+        }
+
+        /// The verdict; a second look at its own status changes nothing.
+        fn judge(&self) -> Verdict {
+            let verdict = self.at(10);
+            let mut again = World { guest: self.guest.clone(), record: self.record.clone(), hosts: self.hosts.clone(), answer: self.answer.clone(), ..*self };
+            again.guest.status = Some(verdict.status.clone());
+            if verdict.deed == Deed::None {
+                assert_eq!(again.at(20), verdict, "a second look changes something");
+            }
+            verdict
+        }
+    }
+
+    fn condition(verdict: &Verdict, type_: &str) -> (ConditionStatus, String) {
+        let found = find_condition(&verdict.status.conditions, type_).unwrap();
+        (found.status, found.reason.clone())
+    }
+
+    #[test]
+    fn the_record_comes_before_the_first_order() {
+        let verdict = World::new().judge();
+        assert_eq!(verdict.deed, Deed::Record { host: "a".into() });
+        let verdict = World::held().judge();
+        assert_eq!(verdict.deed, Deed::Start { host: "a".into(), epoch: 1 });
+        assert_eq!(verdict.status.host.as_deref(), Some("a"));
+        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::False, "Starting".into()));
+    }
+
+    #[test]
+    fn a_named_host_is_taken_or_waited_for() {
+        let mut world = World::new();
+        world.guest.spec.host = Some("b".into());
+        assert_eq!(world.judge().deed, Deed::Record { host: "b".into() });
+        world.silence("b");
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(condition(&verdict, "Scheduled"), (ConditionStatus::False, "HostNotReady".into()));
+        world.hosts.remove("b");
+        assert_eq!(condition(&world.judge(), "Scheduled").1, "HostNotFound");
+        world.guest.spec.host = None;
+        world.guest.spec.memory = "999Gi".into();
+        assert_eq!(condition(&world.judge(), "Scheduled").1, "NoHostFits");
+    }
+
+    #[test]
+    fn what_the_holder_reports_is_mirrored() {
+        let verdict = World::reported(GuestState::Running).judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(verdict.status.state, Some(GuestState::Running));
+        assert_eq!(verdict.status.since.as_deref(), Some("2026-01-01T00:00:00.000000Z"));
+        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::True, "Running".into()));
+        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::False, "NotNeeded".into()));
+    }
+
+    #[test]
+    fn nothing_is_started_a_second_time() {
+        for state in [GuestState::ShutOff, GuestState::Crashed, GuestState::Paused] {
+            let verdict = World::reported(state).judge();
+            assert_eq!(verdict.deed, Deed::None, "{state:?}");
+            assert_eq!(verdict.status.state, Some(state));
+            assert_eq!(condition(&verdict, "Ready").0, ConditionStatus::False);
+        }
+        // Seen once and missing now.
+        let mut world = World::held();
+        world.guest.status = Some(World::reported(GuestState::Running).judge().status);
+        let verdict = world.judge();
+        assert_eq!((verdict.deed, verdict.missing), (Deed::None, true));
+        assert_eq!(verdict.status.state, Some(GuestState::Running));
+        world.missing_for = REPORT_LAG;
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "ProcessGone".into()));
+        // Moved once: no start order either.
+        let mut world = World::held();
+        world.record.as_mut().unwrap().epoch = 2;
+        assert_eq!(world.judge().deed, Deed::None);
+        // Answered once.
+        let mut world = World::held();
+        world.answer = Some(Answer::State(GuestState::ShutOff, None));
+        assert_eq!(world.judge().status.state, Some(GuestState::ShutOff));
+        world.missing_for = REPORT_LAG;
+        assert_eq!(world.judge().deed, Deed::None);
+    }
+
+    #[test]
+    fn a_refused_start_is_told_and_tried_again() {
+        let mut world = World::held();
+        world.answer = Some(Answer::Fault(Fault::new(Category::Lacking, "FileMissing", "vmlinuz is not there")));
+        let verdict = world.judge();
+        assert!(matches!(verdict.deed, Deed::Start { .. }));
+        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::False, "FileMissing".into()));
+        world.answer = Some(Answer::Fault(Fault::new(Category::Unavailable, "AgentUnreachable", "no answer")));
+        let verdict = world.judge();
+        assert!(matches!(verdict.deed, Deed::Start { .. }));
+        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "StartUnanswered".into()));
+    }
+
+    #[test]
+    fn a_silent_host_is_no_evidence() {
+        let mut world = World::reported(GuestState::Running);
+        world.silence("a");
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(verdict.status.state, Some(GuestState::Unknown));
+        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::Unknown, "AgentUnreachable".into()));
+        let mut world = World::held();
+        world.silence("a");
+        assert_eq!(world.judge().deed, Deed::None);
+    }
+
+    #[test]
+    fn a_missing_record_starts_nothing() {
+        let mut world = World::reported(GuestState::Running);
+        world.record = None;
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "RecordMissing".into()));
+        let mut world = World::new();
+        world.guest.status = Some(VirtualMachineStatus { epoch: Some(1), ..Default::default() });
+        assert_eq!(world.judge().deed, Deed::None);
+    }
+
+    #[test]
+    fn a_guest_on_two_hosts_is_told() {
+        let mut world = World::reported(GuestState::Running);
+        world.report("b", GuestState::Running, 1);
+        assert_eq!(condition(&world.judge(), "NeedsDecision").1, "RecordConflict");
+        // The old host's report lags behind a move.
+        let mut world = World::held();
+        world.record.as_mut().unwrap().epoch = 2;
+        world.report("a", GuestState::Running, 2);
+        world.report("b", GuestState::Running, 1);
+        assert_eq!(condition(&world.judge(), "NeedsDecision").1, "NotNeeded");
+    }
+
+    #[test]
+    fn during_a_migration_only_the_status_moves() {
+        let mut world = World::held();
+        world.migration = Some("web-to-b");
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(verdict.status.migration.as_deref(), Some("web-to-b"));
+        let mut world = World::held();
+        world.record.as_mut().unwrap().migration = Some(ArmedMigration {
+            uid: "m".into(),
+            source: "a".into(),
+            destination: "b".into(),
+            strict: false,
+        });
+        assert_eq!(world.judge().deed, Deed::None);
+    }
+
+    #[test]
+    fn a_lost_guest_stays_lost() {
+        let mut world = World::reported(GuestState::Crashed);
+        world.lost = true;
+        let verdict = world.judge();
+        assert_eq!((verdict.deed.clone(), verdict.status.state), (Deed::None, Some(GuestState::Lost)));
+        world.lost = false;
+        world.guest.status = Some(verdict.status);
+        assert_eq!(world.judge().status.state, Some(GuestState::Lost));
+    }
+
+    #[test]
+    fn a_deleted_guest_is_stopped_where_it_runs() {
+        let mut world = World::reported(GuestState::Running);
+        world.delete();
+        assert_eq!(world.judge().deed, Deed::Stop { host: "a".into(), epoch: 1 });
+        world.migration = Some("web-to-b");
+        assert_eq!(world.judge().deed, Deed::None);
+        // The record went, the object is still there: the host is asked once more.
+        let mut world = World::new();
+        world.delete();
+        world.guest.status =
+            Some(VirtualMachineStatus { host: Some("a".into()), epoch: Some(1), ..Default::default() });
+        assert_eq!(world.judge().deed, Deed::Stop { host: "a".into(), epoch: 1 });
+        world.hosts.clear();
+        assert_eq!(world.judge().deed, Deed::None);
+        world.guest.status = None;
+        assert_eq!(world.judge().deed, Deed::Release);
+    }
+}

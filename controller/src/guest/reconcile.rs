@@ -1,0 +1,296 @@
+//! The reconciler of guests: read → decide → act → status.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_crds::condition::find_condition;
+use godwit_crds::guest_record::GuestReference;
+use godwit_crds::quantity::memory_bytes;
+use godwit_crds::virtual_machine::GuestState;
+use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineStatus};
+use godwit_protocol::{Category, Fault, GuestName, StartGuest};
+use jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+
+use super::decide::{self, Answer, Deed, Facts, Verdict};
+use crate::apply;
+use crate::cluster::{Cluster, WatchEnded};
+use crate::migration::book::Notice;
+use crate::migration::validate;
+use crate::reason::{GuestReason, MigrationReason};
+use crate::record::{self, FINALIZER, RecordError};
+use crate::time;
+
+/// Between two orders to start that were not carried out.
+const START_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
+/// Between two looks at a guest that its host does not report.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Why a reconciliation has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server.
+    #[error("the API server did not take it")]
+    Api(#[from] kube::Error),
+    /// The guest's record.
+    #[error("the guest's record could not be written")]
+    Record(#[from] RecordError),
+    /// The guest's definition.
+    #[error("the guest's definition could not be told")]
+    Definition(#[from] serde_json::Error),
+    /// The holder did not stop the guest.
+    #[error("the guest could not be stopped: {0}")]
+    Stop(Fault),
+    /// A watch.
+    #[error(transparent)]
+    Watch(#[from] WatchEnded),
+}
+
+/// Brings one guest on.
+pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Result<Action, Error> {
+    cluster.seen().await?;
+    let api: Api<VirtualMachine> =
+        Api::namespaced(cluster.client.clone(), &guest.namespace().unwrap_or_default());
+    let uid = guest.uid().unwrap_or_default();
+    let deleting = guest.meta().deletion_timestamp.is_some();
+    if !guest.finalizers().iter().any(|name| name == FINALIZER) {
+        if !deleting {
+            // The write is seen by the watch, and the guest comes back with it.
+            apply::finalizer(&api, &*guest, FINALIZER, true).await?;
+        }
+        return Ok(Action::await_change());
+    }
+
+    let record = cluster.records.read(&uid).await?;
+    let Verdict { deed, status, missing } = judge(&cluster, &guest, record.as_ref().map(|r| &r.spec));
+    cluster.starts.missing(&uid, missing);
+    write_status(&cluster, &api, &guest, &status).await?;
+    match deed {
+        Deed::None if missing => Ok(Action::requeue(LOOK_AGAIN)),
+        Deed::None => Ok(Action::await_change()),
+        Deed::Record { host } => {
+            cluster.warm(&host);
+            let spec = record::first(reference(&guest, &uid), &host);
+            let record = cluster.records.create(spec).await?;
+            tracing::info!(guest = guest.name_any(), host = record.spec.holder, "host chosen");
+            // Straight on to the start order: nobody else changes the record before that.
+            let verdict = judge(&cluster, &guest, Some(&record.spec));
+            match verdict.deed {
+                Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
+                Deed::None | Deed::Record { .. } | Deed::Stop { .. } | Deed::Release => {
+                    Ok(Action::requeue(START_AGAIN[0]))
+                }
+            }
+        }
+        Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
+        Deed::Stop { host, epoch } => {
+            stop(&cluster, &guest, &uid, &host, epoch).await?;
+            if let Some(record) = &record {
+                cluster.records.remove(record).await?;
+            }
+            release(&cluster, &api, &guest, &uid).await
+        }
+        Deed::Release => release(&cluster, &api, &guest, &uid).await,
+    }
+}
+
+fn judge(cluster: &Cluster, guest: &VirtualMachine, record: Option<&godwit_crds::GuestRecordSpec>) -> Verdict {
+    let uid = guest.uid().unwrap_or_default();
+    let hosts = cluster.hosts_by_name();
+    let migrations = cluster.migrations.state();
+    let own = || {
+        migrations.iter().filter(|migration| {
+            migration.namespace() == guest.namespace() && migration.spec.virtual_machine == guest.name_any()
+        })
+    };
+    // One that was not accepted has no say over the guest, but will be judged in a moment.
+    let active = own().find(|migration| !validate::ended(migration)).map(|migration| migration.name_any());
+    let lost = own().filter_map(|migration| migration.status.as_ref()).any(|status| {
+        status.virtual_machine_uid.as_deref() == Some(&uid)
+            && status.epoch == record.map(|record| record.epoch)
+            && status
+                .failure
+                .as_ref()
+                .is_some_and(|failure| failure.reason == MigrationReason::GuestLost.word())
+    });
+    let epoch = record.and_then(|record| u64::try_from(record.epoch).ok()).unwrap_or(0);
+    let answer = cluster.starts.answer(&uid, epoch);
+    let missing_for = cluster.starts.missing_for(&uid);
+    if hosts.values().any(|host| decide::report(host, &uid).next().is_some()) {
+        cluster.starts.shown(&uid);
+    }
+    let bytes = memory_bytes(&guest.spec.memory).unwrap_or(0);
+    cluster.starts.promise(&uid, bytes, |promised| {
+        let verdict = decide::decide(&Facts {
+            guest,
+            record,
+            hosts: &hosts,
+            migration: active.as_deref(),
+            lost,
+            answer: answer.as_ref(),
+            missing_for,
+            promised,
+            now: Timestamp::now(),
+        });
+        let host = match &verdict.deed {
+            Deed::Record { host } => Some(host.clone()),
+            Deed::None | Deed::Start { .. } | Deed::Stop { .. } | Deed::Release => None,
+        };
+        (verdict, host)
+    })
+}
+
+fn reference(guest: &VirtualMachine, uid: &str) -> GuestReference {
+    GuestReference {
+        namespace: guest.namespace().unwrap_or_default(),
+        name: guest.name_any(),
+        uid: uid.into(),
+    }
+}
+
+fn name(guest: &VirtualMachine, uid: &str) -> GuestName {
+    GuestName { uid: uid.into(), namespace: guest.namespace().unwrap_or_default(), name: guest.name_any() }
+}
+
+/// Gives the order to start, and writes down what was answered.
+async fn start(
+    cluster: &Arc<Cluster>,
+    api: &Api<VirtualMachine>,
+    guest: &VirtualMachine,
+    uid: &str,
+    host: &str,
+    epoch: u64,
+) -> Result<Action, Error> {
+    let order = StartGuest {
+        guest: name(guest, uid),
+        epoch,
+        definition: serde_json::to_vec(&guest.spec)?,
+        // A second start is a person's decision, never the controller's.
+        again: false,
+    };
+    let answer = match call(cluster, host, async |client| client.start_guest(&order).await).await {
+        Ok(answer) => {
+            let since = answer.since_micros.and_then(time::from_micros);
+            tracing::info!(guest = guest.name_any(), host, state = ?answer.state, "started");
+            Answer::State(state(answer.state), since)
+        }
+        Err(fault) => {
+            tracing::warn!(guest = guest.name_any(), host, %fault, "not started");
+            Answer::Fault(fault)
+        }
+    };
+    let starting = matches!(answer, Answer::State(GuestState::Starting, _));
+    let failures = cluster.starts.answered(uid, epoch, answer);
+    let record = cluster.records.read(uid).await?;
+    // What the answer means for the status is told from the object as it is now.
+    if let Some(now) = api.get_opt(&guest.name_any()).await?.filter(|now| now.uid().as_deref() == Some(uid)) {
+        let verdict = judge(cluster, &now, record.as_ref().map(|record| &record.spec));
+        cluster.starts.missing(uid, verdict.missing);
+        write_status(cluster, api, &now, &verdict.status).await?;
+    }
+    Ok(if failures > 0 || starting {
+        let pause = START_AGAIN[0].saturating_mul(1 << failures.min(8)).min(START_AGAIN[1]);
+        Action::requeue(pause)
+    } else {
+        Action::requeue(LOOK_AGAIN)
+    })
+}
+
+async fn stop(
+    cluster: &Arc<Cluster>,
+    guest: &VirtualMachine,
+    uid: &str,
+    host: &str,
+    epoch: u64,
+) -> Result<(), Error> {
+    let name = name(guest, uid);
+    call(cluster, host, async |client| client.stop_guest(&name, epoch).await).await.map_err(Error::Stop)?;
+    tracing::info!(guest = guest.name_any(), host, "stopped");
+    Ok(())
+}
+
+/// Calls the agent of `host` over the connection at hand.
+async fn call<T>(
+    cluster: &Cluster,
+    host: &str,
+    call: impl AsyncFnOnce(&godwit_protocol::AgentClient) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let endpoint = cluster.endpoint(host).ok_or_else(|| {
+        Fault::new(Category::Unavailable, "AgentUnreachable", format!("There is no VirtualMachineHost {host}"))
+    })?;
+    let connection = cluster.agents.connect(host, &endpoint).await?;
+    let answer = call(&connection.client).await;
+    if let Err(fault) = &answer
+        && fault.category == Category::Unavailable
+    {
+        cluster.agents.dropped(host, &connection).await;
+    }
+    answer
+}
+
+async fn release(
+    cluster: &Cluster,
+    api: &Api<VirtualMachine>,
+    guest: &VirtualMachine,
+    uid: &str,
+) -> Result<Action, Error> {
+    apply::finalizer(api, guest, FINALIZER, false).await?;
+    cluster.starts.forget(uid);
+    Ok(Action::await_change())
+}
+
+/// Writes the status if it says something new, and tells of what has turned.
+async fn write_status(
+    cluster: &Cluster,
+    api: &Api<VirtualMachine>,
+    guest: &VirtualMachine,
+    status: &VirtualMachineStatus,
+) -> Result<(), kube::Error> {
+    if guest.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    match apply::status(api, guest, status).await {
+        Ok(()) => {}
+        Err(error) if apply::gone(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let before = guest.status.clone().unwrap_or_default();
+    cluster.notify(guest, notices(&before, status)).await;
+    Ok(())
+}
+
+/// What has turned between two statuses: each condition whose status or reason is another one, once. That nothing
+/// is in doubt is no news.
+pub fn notices(before: &VirtualMachineStatus, after: &VirtualMachineStatus) -> Vec<Notice> {
+    after
+        .conditions
+        .iter()
+        .filter(|condition| {
+            let old = find_condition(&before.conditions, &condition.type_);
+            condition.reason != GuestReason::NotNeeded.word()
+                && old.is_none_or(|old| (old.status, &old.reason) != (condition.status, &condition.reason))
+        })
+        .map(|condition| Notice {
+            warning: match condition.type_.as_str() {
+                "NeedsDecision" => condition.status == ConditionStatus::True,
+                "Ready" => ![GuestReason::Running, GuestReason::Starting, GuestReason::Paused, GuestReason::Stopping, GuestReason::ShutOff]
+                    .iter()
+                    .any(|reason| reason.word() == condition.reason),
+                _ => condition.status != ConditionStatus::True,
+            },
+            reason: condition.reason.clone(),
+            note: condition.message.clone(),
+        })
+        .collect()
+}
+
+fn state(state: godwit_protocol::GuestState) -> GuestState {
+    match state {
+        godwit_protocol::GuestState::Starting => GuestState::Starting,
+        godwit_protocol::GuestState::Running => GuestState::Running,
+        godwit_protocol::GuestState::Paused => GuestState::Paused,
+        godwit_protocol::GuestState::ShutOff => GuestState::ShutOff,
+        godwit_protocol::GuestState::Crashed => GuestState::Crashed,
+    }
+}

@@ -1,0 +1,264 @@
+//! How an ending is told: the word of the table, what happened, and what to do.
+
+use godwit_handover::{Cause, Terms};
+use godwit_protocol::Fault;
+
+use super::book::Failed;
+use crate::reason::MigrationReason as Reason;
+
+/// What is known about why a migration ended without the guest having moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clues {
+    /// The fault with which an agent refused an order, and the host's name.
+    pub refused: Option<(String, Fault)>,
+    /// Why the driver itself gave up.
+    pub own: Option<Failed>,
+    /// The destination's own word and words about its last failure.
+    pub destination: (String, String),
+    /// The source's own word and words about its last failure.
+    pub source: (String, String),
+}
+
+/// How a migration that was given up is told. A cancellation is told as such whatever else went wrong; then the
+/// more precise word comes first: an agent's refusal, a host's own word, the cause.
+pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
+    if cause == Cause::Cancelled {
+        return tell(Reason::Cancelled, "The migration was cancelled before the handover.");
+    }
+    if let Some((host, fault)) = &clues.refused {
+        return refused(host, fault);
+    }
+    if let Some(own) = &clues.own {
+        return own.clone();
+    }
+    let first_source = match cause {
+        Cause::DestinationFailed | Cause::DestinationDied | Cause::Reverted => false,
+        Cause::Cancelled
+        | Cause::SourceDied
+        | Cause::StreamFailed
+        | Cause::DriverSilent
+        | Cause::PathNotProven
+        | Cause::GuestStopped
+        | Cause::JournalFailed
+        | Cause::HypervisorRefused => true,
+    };
+    let source = (&terms.source, &clues.source);
+    let destination = (&terms.destination, &clues.destination);
+    let sides = if first_source { [source, destination] } else { [destination, source] };
+    let own_word = sides.iter().find_map(|(host, (word, words))| {
+        Reason::from_word(word).map(|reason| (reason, host.as_str(), words.as_str()))
+    });
+    let words = sides.iter().find(|(_, (_, words))| !words.is_empty());
+    match (own_word, words) {
+        (Some((reason, host, words)), _) => tell(reason, &format!("{host}: {}", or_meaning(words, cause))),
+        (None, Some((host, (_, words)))) => tell(word_of(cause), &format!("{host}: {}", sentence(words))),
+        (None, None) => tell(word_of(cause), meaning(cause)),
+    }
+}
+
+/// How the loss of the only valid image is told.
+pub fn lost(cause: Cause, clues: &Clues) -> Failed {
+    let words = [&clues.source.1, &clues.destination.1].into_iter().find(|words| !words.is_empty());
+    let what = words.map_or_else(|| meaning(cause).to_owned(), |words| sentence(words));
+    tell(Reason::GuestLost, &what)
+}
+
+/// How an agent's refusal is told.
+pub fn refused(host: &str, fault: &Fault) -> Failed {
+    let reason = Reason::from_word(&fault.reason).unwrap_or(Reason::InternalError);
+    tell(reason, &format!("{host}: {}", sentence(&fault.message)))
+}
+
+/// A failure with what to do about it.
+pub fn tell(reason: Reason, what: &str) -> Failed {
+    let advice = advice(reason);
+    let message = if advice.is_empty() || what.contains(advice) { what.to_owned() } else { format!("{what} {advice}") };
+    Failed { reason, message }
+}
+
+fn or_meaning(words: &str, cause: Cause) -> String {
+    if words.is_empty() { meaning(cause).into() } else { sentence(words) }
+}
+
+fn sentence(words: &str) -> String {
+    let words = words.trim();
+    if words.ends_with(['.', '!', '?']) { words.into() } else { format!("{words}.") }
+}
+
+/// The word for a cause of which nothing more precise is known.
+pub fn word_of(cause: Cause) -> Reason {
+    match cause {
+        Cause::Cancelled => Reason::Cancelled,
+        Cause::DestinationFailed => Reason::HypervisorUnavailable,
+        Cause::DestinationDied | Cause::Reverted => Reason::DestinationHypervisorDied,
+        Cause::SourceDied => Reason::SourceHypervisorDied,
+        Cause::StreamFailed => Reason::StreamFailed,
+        Cause::DriverSilent => Reason::DriverLost,
+        Cause::PathNotProven => Reason::AgentUnreachable,
+        Cause::GuestStopped => Reason::GuestPoweredOff,
+        Cause::JournalFailed => Reason::DiskFull,
+        Cause::HypervisorRefused => Reason::HypervisorUnresponsive,
+    }
+}
+
+fn meaning(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Cancelled => "The migration was cancelled before the handover.",
+        Cause::DestinationFailed => "The destination could not prepare itself, or gave the guest's copy up.",
+        Cause::DestinationDied => "The destination's hypervisor process died.",
+        Cause::SourceDied => "The source's hypervisor process died.",
+        Cause::StreamFailed => "The connection for guest memory broke, or could not be opened.",
+        Cause::DriverSilent => "The controller was away for longer than the agents wait.",
+        Cause::PathNotProven => {
+            "There was no recent proof that both agents and the API server are reached, so the guest was not stopped."
+        }
+        Cause::GuestStopped => "The guest stopped by itself during the migration.",
+        Cause::JournalFailed => "An agent could not write its journal.",
+        Cause::HypervisorRefused => "A hypervisor refused a command that it should have taken.",
+        Cause::Reverted => "The guest's record says that the destination never will run the guest.",
+    }
+}
+
+/// What to do about it; the guest is where the table says.
+pub fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Cancelled => "The guest is at the source; a new attempt is a new object.",
+        Reason::AgentUnreachable => "Check the agent, its endpoint and the network; the guest is at the source.",
+        Reason::AgentRestarted
+        | Reason::DeadlineExceeded
+        | Reason::StartRefused
+        | Reason::DestinationHypervisorDied => "The guest is at the source. Look at the logs on that host; try again.",
+        Reason::DriverLost => "Check the controller; try again.",
+        Reason::CertificateRejected => "Renew the certificate; check the clocks of the hosts.",
+        Reason::ProtocolVersionUnsupported => "Upgrade the older program.",
+        Reason::NotAllowed => "Check which account and certificate the controller uses.",
+        Reason::StaleEpoch => "Look at the GuestRecord if it repeats.",
+        Reason::NameTaken => "Remove the left-over there, or name another host.",
+        Reason::PortsExhausted => "Wait for other migrations, or widen the port range of that host.",
+        Reason::HypervisorUnavailable => "Repair the hypervisor on that host.",
+        Reason::DefinitionRefused => "Correct the guest, or name another host.",
+        Reason::FileMissing => "Provide it under the same name there.",
+        Reason::DiskFull => "Free space in the agent's state directory.",
+        Reason::StreamFailed => "Check the network between the migration addresses; try again.",
+        Reason::HypervisorUnresponsive => "Look at the hypervisor's process on that host.",
+        Reason::HostRebooted => "If it was the source the guest is lost; else try again.",
+        Reason::GuestPoweredOff => "Its own wish is kept: it is off at the source.",
+        Reason::GuestPanicked => "Look at its console at the source.",
+        Reason::GuestDiskError => "Mend the disk; the guest stays stopped at the source.",
+        Reason::SourceHypervisorDied | Reason::GuestLost => {
+            "The guest's memory is gone and its disks are as a crash leaves them. Delete and create it to start afresh."
+        }
+        Reason::InternalError => "Report it with the logs of controller and agents.",
+        Reason::GuestNotMigratable => "Remove the device or job that it names.",
+        Reason::GuestNotRunning => "Look at the VirtualMachine's conditions.",
+        Reason::InsufficientMemory
+        | Reason::CpuModelMissing
+        | Reason::MachineTypeMissing
+        | Reason::HostNotReady
+        | Reason::StorageNotShared => "Name another host, or mend this one.",
+        Reason::AnotherMigrationActive => "Wait for it, or cancel it.",
+        Reason::DecisionNeeded => {
+            "Bring back both agents: what they find settles it. Do not start or delete anything by hand before both answer."
+        }
+        Reason::RecordMissing => "Find out who deleted it; restore it from a backup of the cluster.",
+        Reason::JournalNewer => "Put the newer agent back.",
+        Reason::JournalDamaged => "Keep the file; compare with the other host's journal before anything is removed.",
+        Reason::Accepted
+        | Reason::InProgress
+        | Reason::Succeeded
+        | Reason::CancelTooLate
+        | Reason::NotNeeded
+        | Reason::VirtualMachineNotFound
+        | Reason::VirtualMachineDeleted
+        | Reason::HostNotFound
+        | Reason::SameHost
+        | Reason::UnsafeCacheMode
+        | Reason::GuestReset
+        | Reason::GuestPaused => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use godwit_protocol::Category;
+
+    use super::*;
+
+    fn terms() -> Terms {
+        Terms {
+            migration: "m".into(),
+            guest: "g".into(),
+            epoch: 3,
+            source: "host-a".into(),
+            destination: "host-b".into(),
+        }
+    }
+
+    #[test]
+    fn an_agents_refusal_keeps_its_word_and_words() {
+        let fault = Fault::new(Category::Lacking, "PortsExhausted", "Each of the 10 ports is in use");
+        let clues = Clues { refused: Some(("host-b".into(), fault)), ..Clues::default() };
+        let failed = given_up(Cause::DestinationFailed, &clues, &terms());
+        assert_eq!(failed.reason, Reason::PortsExhausted);
+        assert_eq!(
+            failed.message,
+            "host-b: Each of the 10 ports is in use. Wait for other migrations, or widen the port range of that host."
+        );
+    }
+
+    #[test]
+    fn a_cancellation_stays_one() {
+        let fault = Fault::new(Category::Conflict, "NameTaken", "x");
+        let clues = Clues { refused: Some(("host-b".into(), fault)), ..Clues::default() };
+        assert_eq!(given_up(Cause::Cancelled, &clues, &terms()).reason, Reason::Cancelled);
+    }
+
+    #[test]
+    fn the_side_that_the_cause_speaks_of_is_heard_first() {
+        let clues = Clues {
+            source: ("StreamFailed".into(), "connection reset".into()),
+            destination: ("StartRefused".into(), "image is locked".into()),
+            ..Clues::default()
+        };
+        assert_eq!(given_up(Cause::StreamFailed, &clues, &terms()).reason, Reason::StreamFailed);
+        let failed = given_up(Cause::Reverted, &clues, &terms());
+        assert_eq!(failed.reason, Reason::StartRefused);
+        assert!(failed.message.starts_with("host-b: image is locked."), "{}", failed.message);
+    }
+
+    #[test]
+    fn a_word_that_is_not_in_the_table_is_not_passed_on() {
+        let fault = Fault::new(Category::Internal, "Surprise", "what?");
+        assert_eq!(refused("host-a", &fault).reason, Reason::InternalError);
+        let clues = Clues { source: ("Surprise".into(), String::new()), ..Clues::default() };
+        assert_eq!(given_up(Cause::SourceDied, &clues, &terms()).reason, Reason::SourceHypervisorDied);
+    }
+
+    #[test]
+    fn silence_and_loss() {
+        let own = tell(Reason::AgentUnreachable, "host-b did not answer Prepare within 30 s.");
+        assert!(own.message.contains("Check the agent"));
+        let clues = Clues { own: Some(own.clone()), ..Clues::default() };
+        assert_eq!(given_up(Cause::DestinationFailed, &clues, &terms()), own);
+        assert_eq!(lost(Cause::SourceDied, &Clues::default()).reason, Reason::GuestLost);
+    }
+
+    #[test]
+    fn every_failure_says_what_to_do() {
+        for cause in [
+            Cause::Cancelled,
+            Cause::DestinationFailed,
+            Cause::DestinationDied,
+            Cause::SourceDied,
+            Cause::StreamFailed,
+            Cause::DriverSilent,
+            Cause::PathNotProven,
+            Cause::GuestStopped,
+            Cause::JournalFailed,
+            Cause::HypervisorRefused,
+            Cause::Reverted,
+        ] {
+            assert_ne!(advice(word_of(cause)), "", "{cause:?}");
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Migrations: whether one may begin, who drives it, and what its status says.
+
+pub mod book;
+pub mod downtime;
+pub mod drive;
+pub mod drivers;
+pub mod failure;
+pub mod progress;
+pub mod publish;
+pub mod reconcile;
+pub mod sides;
+pub mod timeline;
+pub mod validate;

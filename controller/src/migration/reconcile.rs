@@ -1,0 +1,225 @@
+//! The reconciler of migrations: read → validate → hand over to a driver. It starts nothing twice: one driver for
+//! each migration, and one armed migration for each guest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_crds::quantity::{self, memory_bytes};
+use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineMigration};
+use godwit_handover::Terms;
+use godwit_protocol::GuestName;
+use jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::{Api, Resource, ResourceExt};
+
+use super::book::{self, Book, Failed};
+use super::drive::{Assignment, drive};
+use super::drivers::Control;
+use super::failure;
+use super::validate::{self, Facts};
+use crate::apply;
+use crate::cluster::{Cluster, WatchEnded};
+use crate::reason::MigrationReason as Reason;
+use crate::record;
+
+/// Keeps a migration until it has ended.
+pub const FINALIZER: &str = "godwit.dev/migration";
+
+/// Why a reconciliation has to be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server.
+    #[error("the API server did not take it")]
+    Api(#[from] kube::Error),
+    /// A watch.
+    #[error(transparent)]
+    Watch(#[from] WatchEnded),
+}
+
+/// Brings one migration on.
+pub async fn reconcile(migration: Arc<VirtualMachineMigration>, cluster: Arc<Cluster>) -> Result<Action, Error> {
+    cluster.seen().await?;
+    let namespace = migration.namespace().unwrap_or_default();
+    let api: Api<VirtualMachineMigration> = Api::namespaced(cluster.client.clone(), &namespace);
+    let uid = migration.uid().unwrap_or_default();
+    let deleting = migration.meta().deletion_timestamp.is_some();
+    if validate::ended(&migration) {
+        apply::finalizer(&api, &*migration, FINALIZER, false).await?;
+        return Ok(Action::await_change());
+    }
+    let guest = guest_of(&cluster, &migration, &namespace);
+    let guest_goes = guest.as_ref().is_some_and(|guest| guest.meta().deletion_timestamp.is_some());
+    let control = Control {
+        cancel: migration.spec.cancel || deleting || guest_goes,
+        generation: migration.meta().generation,
+    };
+    if cluster.drivers.tell(&uid, control) {
+        return Ok(Action::await_change());
+    }
+    // The watch may lag behind what a driver of ours has just written: ask once more before anything is begun.
+    let name = migration.name_any();
+    let guest_uid = migration
+        .status
+        .as_ref()
+        .and_then(|status| status.virtual_machine_uid.clone())
+        .or_else(|| guest.as_ref().and_then(|guest| guest.uid()));
+    let (now, record) = tokio::join!(api.get_opt(&name), read_record(&cluster, guest_uid));
+    let migration = match now? {
+        Some(now) if now.uid().as_deref() == Some(&uid) && !validate::ended(&now) => Arc::new(now),
+        Some(_) | None => return Ok(Action::await_change()),
+    };
+    let record = record?;
+    if let Some(terms) = going_on(&migration, record.as_ref(), &uid) {
+        apply_finalizer(&api, &migration, deleting).await?;
+        start(&cluster, &migration, guest.as_deref(), terms, record, control);
+        return Ok(Action::await_change());
+    }
+
+    // Nothing was begun.
+    if control.cancel {
+        let mut book = Book::open(migration.status.clone(), control.generation);
+        let failed = failure::tell(Reason::Cancelled, "The migration was cancelled before it began.");
+        refuse(&cluster, &api, &migration, &mut book, &failed).await?;
+        return Ok(Action::await_change());
+    }
+    let judged = {
+        let hosts = cluster.hosts_by_name();
+        let migrations = cluster.migrations.state();
+        let migrations: Vec<_> = migrations.iter().map(AsRef::as_ref).collect();
+        validate::validate(&Facts {
+            migration: &migration,
+            guest: guest.as_deref(),
+            record: record.as_ref().map(|record| &record.spec),
+            hosts: &hosts,
+            migrations: &migrations,
+            promised: promised(&cluster, &migration, &migrations),
+        })
+    };
+    match judged {
+        Err(refusal) => {
+            let mut book = Book::open(migration.status.clone(), control.generation);
+            let failed = Failed { reason: refusal.reason, message: refusal.message };
+            refuse(&cluster, &api, &migration, &mut book, &failed).await?;
+        }
+        Ok(terms) => {
+            cluster.warm(&terms.source);
+            cluster.warm(&terms.destination);
+            // Before the first order, so that a deletion waits for the end.
+            apply_finalizer(&api, &migration, deleting).await?;
+            start(&cluster, &migration, guest.as_deref(), terms, record, control);
+        }
+    }
+    Ok(Action::await_change())
+}
+
+async fn read_record(cluster: &Cluster, guest: Option<String>) -> Result<Option<GuestRecord>, kube::Error> {
+    match guest {
+        Some(uid) => cluster.records.read(&uid).await,
+        None => Ok(None),
+    }
+}
+
+/// The VirtualMachine that the migration is about: the one of that UID once it is known.
+fn guest_of(
+    cluster: &Cluster,
+    migration: &VirtualMachineMigration,
+    namespace: &str,
+) -> Option<Arc<VirtualMachine>> {
+    let known = migration.status.as_ref().and_then(|status| status.virtual_machine_uid.clone());
+    cluster.guests.find(|guest| {
+        guest.namespace().as_deref() == Some(namespace)
+            && guest.name_any() == migration.spec.virtual_machine
+            && (known.is_none() || guest.uid() == known)
+    })
+}
+
+/// The terms of a migration that was begun: by its record, or else by its own status.
+fn going_on(migration: &VirtualMachineMigration, record: Option<&GuestRecord>, uid: &str) -> Option<Terms> {
+    if let Some(terms) = record.and_then(|record| record::terms_of_armed(&record.spec, uid)) {
+        return Some(terms);
+    }
+    let status = migration.status.as_ref()?;
+    Some(Terms {
+        migration: uid.into(),
+        guest: status.virtual_machine_uid.clone()?,
+        epoch: u64::try_from(status.epoch?).ok()?,
+        source: status.source.clone()?,
+        destination: status.destination.clone()?,
+    })
+}
+
+/// Memory at the destination that other migrations are about to take.
+fn promised(
+    cluster: &Cluster,
+    migration: &VirtualMachineMigration,
+    migrations: &[&VirtualMachineMigration],
+) -> u64 {
+    migrations
+        .iter()
+        .filter(|other| {
+            other.uid() != migration.uid()
+                && other.spec.destination.host == migration.spec.destination.host
+                && validate::begun(other)
+                && !validate::ended(other)
+        })
+        .filter_map(|other| {
+            let guest = guest_of(cluster, other, &other.namespace().unwrap_or_default())?;
+            memory_bytes(&guest.spec.memory)
+        })
+        .fold(0, u64::saturating_add)
+}
+
+async fn apply_finalizer(
+    api: &Api<VirtualMachineMigration>,
+    migration: &VirtualMachineMigration,
+    deleting: bool,
+) -> Result<(), kube::Error> {
+    // The API server takes no new finalizer on an object that goes; the one that is there holds it.
+    if deleting { Ok(()) } else { apply::finalizer(api, migration, FINALIZER, true).await }
+}
+
+fn start(
+    cluster: &Arc<Cluster>,
+    migration: &Arc<VirtualMachineMigration>,
+    guest: Option<&VirtualMachine>,
+    terms: Terms,
+    record: Option<GuestRecord>,
+    control: Control,
+) {
+    let Some((receiver, seat)) = cluster.drivers.enter(&terms.migration, control) else {
+        return;
+    };
+    let mut book = Book::open(migration.status.clone(), control.generation);
+    book.accept(&terms, Timestamp::now());
+    let name = guest.map_or_else(|| migration.spec.virtual_machine.clone(), ResourceExt::name_any);
+    let assignment = Assignment {
+        migration: migration.clone(),
+        guest: GuestName { uid: terms.guest.clone(), namespace: migration.namespace().unwrap_or_default(), name },
+        terms,
+        record,
+        budget: quantity::duration(&migration.spec.tuning.max_downtime).unwrap_or(Duration::from_millis(300)),
+        book,
+    };
+    cluster.tasks.spawn(drive(cluster.clone(), assignment, receiver, seat));
+}
+
+/// Ends a migration that never began.
+async fn refuse(
+    cluster: &Cluster,
+    api: &Api<VirtualMachineMigration>,
+    migration: &VirtualMachineMigration,
+    book: &mut Book,
+    failed: &Failed,
+) -> Result<(), kube::Error> {
+    tracing::info!(migration = migration.name_any(), reason = failed.reason.word(), "refused");
+    book.failed(failed, Timestamp::now());
+    match apply::status(api, migration, &book.status).await {
+        Ok(()) => {
+            let before = migration.status.clone().unwrap_or_default();
+            cluster.notify(migration, book::notices(&before, &book.status)).await;
+            Ok(())
+        }
+        Err(error) if apply::gone(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,235 @@
+//! Puts the controller together and runs it: first for the lead, then all reconcilers until the shutdown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
+use godwit_protocol::{ClientTls, TlsError, TlsFiles};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::Agents;
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::health::{self, Health};
+use crate::leader::Candidate;
+use crate::migration::validate;
+use crate::record::Records;
+use crate::{guest, host, migration};
+
+/// How many objects of a kind are reconciled at the same time.
+const CONCURRENCY: u16 = 8;
+/// A failed reconciliation is tried again after this long.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How long the first stage of the shutdown may take: writes that are under way, and handovers whose guest is
+/// stopped.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why the controller cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The kubeconfig.
+    #[error("the kubeconfig cannot be used")]
+    Kubeconfig(#[from] kube::config::KubeconfigError),
+    /// The cluster's own configuration of a pod.
+    #[error("there is no --kubeconfig, and this is no pod of a cluster")]
+    InCluster(#[from] kube::config::InClusterError),
+    /// The client.
+    #[error("the API server's client cannot be made")]
+    Client(#[from] kube::Error),
+    /// The certificates.
+    #[error("the certificates cannot be used")]
+    Tls(#[from] TlsError),
+    /// The health endpoint.
+    #[error("--health-listen cannot be opened")]
+    Health(#[source] std::io::Error),
+    /// Another controller has taken over.
+    #[error("the lead was lost")]
+    LeadLost,
+}
+
+/// Runs until `shutdown`, or until the lead is lost: what runs then is not to be trusted, and a new process starts
+/// clean.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let client = client(&config).await?;
+    let tls = ClientTls::load(&TlsFiles {
+        authorities: config.tls_ca.clone(),
+        chain: config.tls_certificate.clone(),
+        key: config.tls_key.clone(),
+    })?;
+    let health = Arc::new(Health::default());
+    if let Some(address) = config.health_listen {
+        let listener = health::listen(address).await.map_err(RunError::Health)?;
+        tokio::spawn(health::serve(listener, health.clone()));
+    }
+    let me = format!("{}-{}", crate::cluster::NAME, uuid::Uuid::new_v4());
+    let mut candidate = Candidate::new(client.clone(), &config.namespace, me.clone());
+    if !candidate.lead(&health, &shutdown).await {
+        return Ok(());
+    }
+    health.leading();
+    let stop = shutdown.child_token();
+    let work = tokio::spawn(work(client, tls, me, config.namespace, health.clone(), stop.clone()));
+    candidate.keep(&health, &shutdown).await;
+    let lost = !shutdown.is_cancelled();
+    stop.cancel();
+    if tokio::time::timeout(LEAVE_WITHIN, work).await.is_err() {
+        tracing::warn!("not everything came to its end in time; the next controller takes it up");
+    }
+    if lost {
+        return Err(RunError::LeadLost);
+    }
+    candidate.release().await;
+    Ok(())
+}
+
+async fn client(config: &Config) -> Result<Client, RunError> {
+    let config = match &config.kubeconfig {
+        Some(file) => {
+            kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster()?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+/// Runs everything that a leader runs, until `stop`.
+pub async fn work(
+    client: Client,
+    tls: ClientTls,
+    me: String,
+    namespace: String,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
+    let settings = controller::Config::default().concurrency(CONCURRENCY);
+    let guests = Controller::<VirtualMachine>::new(Api::all(client.clone()), watcher::Config::default());
+    let migrations = Controller::<VirtualMachineMigration>::new(Api::all(client.clone()), watcher::Config::default());
+    let (hosts, writer) = reflector::store::<VirtualMachineHost>();
+    let cluster = Arc::new(Cluster::new(
+        client.clone(),
+        Records::new(client.clone(), me),
+        Agents::new(tls),
+        guests.store(),
+        migrations.store(),
+        hosts,
+        stop.clone(),
+    ));
+    let host_watch = reflector::reflector(
+        writer,
+        watcher(Api::<VirtualMachineHost>::all(client.clone()), watcher::Config::default()),
+    )
+    .default_backoff()
+    .for_each(|event| async move {
+        if let Err(error) = event {
+            tracing::warn!(%error, "the hosts are not seen");
+        }
+    });
+
+    let of_host = waiting_for_host(guests.store());
+    let of_guest = of_guest(migrations.store());
+    let guests = guests
+        .with_config(settings.clone())
+        .watches(Api::<GuestRecord>::all(client.clone()), watcher::Config::default(), |record| {
+            Some(ObjectRef::new(&record.spec.guest.name).within(&record.spec.guest.namespace))
+        })
+        .watches(
+            Api::<VirtualMachineMigration>::all(client.clone()),
+            watcher::Config::default(),
+            |migration| {
+                let namespace = migration.namespace()?;
+                Some(ObjectRef::new(&migration.spec.virtual_machine).within(&namespace))
+            },
+        )
+        .watches(Api::<VirtualMachineHost>::all(client.clone()), watcher::Config::default(), of_host)
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(guest::reconcile::reconcile, again, cluster.clone())
+        .for_each(|done| async move { log("VirtualMachine", done) });
+    let migrations = migrations
+        .with_config(settings)
+        .watches(Api::<VirtualMachine>::all(client), watcher::Config::default(), of_guest)
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(migration::reconcile::reconcile, again, cluster.clone())
+        .for_each(|done| async move { log("VirtualMachineMigration", done) });
+    let ready = async {
+        if cluster.seen().await.is_ok() {
+            health.watching();
+            tracing::info!("every watch has seen everything once");
+        }
+    };
+    tokio::select! {
+        _ = futures::future::join5(guests, migrations, host_watch, host::watch_leases(cluster.clone(), namespace), ready) => {}
+        () = leave(&cluster, &stop) => {}
+    }
+}
+
+/// Waits for the shutdown, then until every task has come to its end.
+async fn leave(cluster: &Cluster, stop: &CancellationToken) {
+    stop.cancelled().await;
+    cluster.tasks.close();
+    cluster.tasks.wait().await;
+}
+
+fn again<K, E: std::error::Error>(_: Arc<K>, _: &E, _: Arc<Cluster>) -> Action {
+    Action::requeue(AGAIN_AFTER)
+}
+
+fn log<K: Resource, E: std::error::Error + 'static>(
+    kind: &str,
+    done: Result<(ObjectRef<K>, Action), controller::Error<E, watcher::Error>>,
+) where
+    K::DynamicType: std::fmt::Debug + std::hash::Hash + Eq + Clone,
+{
+    match done {
+        Ok(_) => {}
+        // An event of another kind named an object that is not there (any more).
+        Err(controller::Error::ObjectNotFound(_)) => {}
+        Err(error) => {
+            let causes: Vec<_> =
+                std::iter::successors(std::error::Error::source(&error), |cause| cause.source()).map(ToString::to_string).collect();
+            tracing::warn!(kind, %error, causes = causes.join(": "), "to be tried again");
+        }
+    }
+}
+
+/// The guests that a host's change may concern: its own, and those that have no host yet.
+fn waiting_for_host(
+    guests: Store<VirtualMachine>,
+) -> impl Fn(VirtualMachineHost) -> Vec<ObjectRef<VirtualMachine>> + Send + Sync + 'static {
+    move |host| {
+        let name = host.name_any();
+        guests
+            .state()
+            .into_iter()
+            .filter(|guest| {
+                let mirrored = guest.status.as_ref().and_then(|status| status.host.as_deref());
+                mirrored.is_none_or(|mirrored| mirrored == name)
+                    || guest.uid().is_some_and(|uid| guest::decide::report(&host, &uid).next().is_some())
+            })
+            .map(|guest| ObjectRef::from_obj(&*guest))
+            .collect()
+    }
+}
+
+/// The migrations of a guest that have not ended.
+fn of_guest(
+    migrations: Store<VirtualMachineMigration>,
+) -> impl Fn(VirtualMachine) -> Vec<ObjectRef<VirtualMachineMigration>> + Send + Sync + 'static {
+    move |guest| {
+        migrations
+            .state()
+            .into_iter()
+            .filter(|migration| {
+                migration.namespace() == guest.namespace()
+                    && migration.spec.virtual_machine == guest.name_any()
+                    && !validate::ended(migration)
+            })
+            .map(|migration| ObjectRef::from_obj(&*migration))
+            .collect()
+    }
+}
