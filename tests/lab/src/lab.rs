@@ -425,23 +425,13 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // After `stop` or `leave` there is nothing to do. Else this is a failed test: the parts are killed as their
-        // values go, but guests and namespaces are no one's children.
-        self.controller = None;
-        for host in &mut self.hosts {
-            host.kill_agent();
-        }
-        if let Some(run) = self.run.take() {
+        // After `stop` or `leave` there is no run any more. Else this is a failed test: the parts are killed as their
+        // values go, and the run, the last one, takes guests and namespaces with it.
+        if let Some(run) = &self.run {
             eprintln!(
                 "The logs of this run are in {}",
                 run.records().join("logs").display()
             );
-            for part in self.control_plane.parts() {
-                part.kill();
-            }
-            if let Err(error) = run.remove() {
-                eprintln!("The next run will remove what this one leaves behind: {error:#}");
-            }
         }
     }
 }

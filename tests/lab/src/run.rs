@@ -19,13 +19,14 @@ use crate::{cache, network};
 const LAST: u8 = 250;
 const KEPT_LOGS: usize = 30;
 
-/// A run that this process holds.
+/// A run that this process holds. Dropped, it is removed from the system.
 #[derive(Debug)]
 pub struct Run {
     number: u8,
     directory: PathBuf,
     records: PathBuf,
     lock_path: PathBuf,
+    over: bool,
     // Held until this value goes; the lock is the file descriptor's.
     _lock: File,
 }
@@ -86,6 +87,7 @@ impl Run {
                 directory,
                 records,
                 lock_path,
+                over: false,
                 _lock: lock,
             };
             run.describe(false)?;
@@ -132,19 +134,36 @@ impl Run {
     ///
     /// # Errors
     /// When the run's directory cannot be written.
-    pub fn leave(self) -> anyhow::Result<()> {
-        self.describe(true)
+    pub fn leave(mut self) -> anyhow::Result<()> {
+        self.describe(true)?;
         // The lock goes with the descriptor; its file stays for the next `lab down`.
+        self.over = true;
+        Ok(())
     }
 
     /// Removes everything of this run from the system but its logs.
     ///
     /// # Errors
     /// When something cannot be removed; the message names it.
-    pub fn remove(self) -> anyhow::Result<()> {
+    pub fn remove(mut self) -> anyhow::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        self.over = true;
         remove(self.number, &self.directory)?;
         // While the lock is held; who waits for it sees that the file is no longer the one it opened.
         std::fs::remove_file(&self.lock_path).context("remove the run's lock")
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.over
+            && let Err(error) = self.end()
+        {
+            eprintln!("The next run will remove what this one leaves behind: {error:#}");
+        }
     }
 }
 

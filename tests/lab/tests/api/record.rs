@@ -1,6 +1,6 @@
 //! The rules of GuestRecord, and who may write one.
 
-use godwit_lab::{Lab, chart, control_plane, credentials};
+use godwit_lab::{Lab, audit, chart, control_plane, credentials};
 use kube::Client;
 use serde_json::{Value, json};
 
@@ -210,6 +210,30 @@ pub async fn a_record_moves_by_the_rules_only(lab: &mut Lab) -> anyhow::Result<(
     accepted(&[("/spec/writer", json!("another"))]).await;
     let late = send(&client, "PUT", &at, Some(&old)).await;
     assert_eq!(late.code, 409, "{}", late.message());
+
+    // Every write is in the audit log, with its writer's name.
+    let user = format!(
+        "system:serviceaccount:{}:{}",
+        chart::NAMESPACE,
+        chart::CONTROLLER_ACCOUNT
+    );
+    let writes = eventually("the writes are in the audit log", async || {
+        let writes = audit::writes(lab.control_plane.audit(), jiff::Timestamp::MIN).unwrap();
+        let mine: Vec<_> = writes.into_iter().filter(|write| write.name == "ruled").collect();
+        mine.iter().any(|write| write.code == 409).then_some(mine)
+    })
+    .await;
+    assert!(
+        writes
+            .iter()
+            .all(|write| write.user == user && write.resource == RESOURCE)
+    );
+    assert!(
+        writes
+            .iter()
+            .all(|write| [200, 201, 409, 422].contains(&write.code)),
+        "{writes:?}"
+    );
 
     // The finalizer keeps it until godwit lets go.
     send(&client, "DELETE", &at, None).await.accepted();
