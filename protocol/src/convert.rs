@@ -303,7 +303,11 @@ impl From<SourceReport> for wire::SourceReport {
                 ready,
                 ..at(Stage::Switching)
             },
-            SourceReport::InDoubt => at(Stage::InDoubt),
+            SourceReport::InDoubt { sealed, ready } => Self {
+                sealed,
+                ready,
+                ..at(Stage::InDoubt)
+            },
             SourceReport::GoSent(go) => Self {
                 go: Some(go.into()),
                 ..at(Stage::GoSent)
@@ -333,7 +337,10 @@ impl TryFrom<wire::SourceReport> for SourceReport {
                 sealed: report.sealed,
                 ready: report.ready,
             },
-            Ok(Stage::InDoubt) => Self::InDoubt,
+            Ok(Stage::InDoubt) => Self::InDoubt {
+                sealed: report.sealed,
+                ready: report.ready,
+            },
             Ok(Stage::GoSent) => Self::GoSent(report.go.ok_or(Malformed::missing("source.go"))?.try_into()?),
             Ok(Stage::Released) => Self::Released,
             Ok(Stage::Aborting) => Self::Aborting(why()?),

@@ -97,7 +97,7 @@ fn source_report() -> impl Strategy<Value = SourceReport> {
         Just(SourceReport::Streaming),
         any::<bool>().prop_map(|sealed| SourceReport::Stopped { sealed }),
         any::<(bool, bool)>().prop_map(|(sealed, ready)| SourceReport::Switching { sealed, ready }),
-        Just(SourceReport::InDoubt),
+        any::<(bool, bool)>().prop_map(|(sealed, ready)| SourceReport::InDoubt { sealed, ready }),
         go().prop_map(SourceReport::GoSent),
         Just(SourceReport::Released),
         cause().prop_map(SourceReport::Aborting),
