@@ -54,6 +54,32 @@ fn image() -> Vec<u8> {
     image
 }
 
+/// The counter's image in the qcow2 format: header, one refcount table and block, one L1 and L2 table, one cluster.
+pub fn qcow2() -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    let mut image = vec![0; 6 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &3_u32.to_be_bytes()); // version
+    put(20, &16_u32.to_be_bytes()); // cluster bits
+    put(24, &(1_u64 << 20).to_be_bytes()); // the disk's size
+    put(36, &1_u32.to_be_bytes()); // L1 entries
+    put(40, &(3 * CLUSTER as u64).to_be_bytes()); // L1 table
+    put(48, &(CLUSTER as u64).to_be_bytes()); // refcount table
+    put(56, &1_u32.to_be_bytes()); // its clusters
+    put(96, &4_u32.to_be_bytes()); // refcounts of 2^4 bits
+    put(100, &104_u32.to_be_bytes()); // the header's length
+    put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
+    for cluster in 0..6 {
+        put(2 * CLUSTER + 2 * cluster, &1_u16.to_be_bytes());
+    }
+    put(3 * CLUSTER, &((1 << 63) | (4 * CLUSTER as u64)).to_be_bytes());
+    put(4 * CLUSTER, &((1 << 63) | (5 * CLUSTER as u64)).to_be_bytes());
+    put(5 * CLUSTER, COUNTER);
+    put(5 * CLUSTER + 510, &[0x55, 0xaa]);
+    image
+}
+
 /// A Linux kernel image whose setup code is the counter.
 pub fn kernel() -> Vec<u8> {
     let mut kernel = vec![0; 3 * 512];
@@ -268,6 +294,19 @@ pub async fn start_stream(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>,
     let (near, far) = UnixStream::pair().unwrap();
     destination.receive(far.into()).await.unwrap();
     source.send(near.into(), limits).await.unwrap();
+}
+
+/// Brings a guest from one QEMU to another, sealed, and lets it run there.
+pub async fn hand_over(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>) {
+    start_stream(source, destination, SLOWLY).await;
+    until_stream(source, StreamState::Active).await;
+    source.pause().await.unwrap();
+    source.set_limits(ALL_OUT).await.unwrap();
+    until_stream(source, StreamState::BeforeSwitchover).await;
+    source.switch_over().await.unwrap();
+    until_stream(source, StreamState::Completed).await;
+    until_state(destination, RunState::Paused).await;
+    destination.resume().await.unwrap();
 }
 
 /// The count never went back and left nothing out. The count's byte is said four times before it grows; firmware

@@ -27,6 +27,9 @@ const RANDOM_SLOT: usize = 0x02;
 const FIRST_INTERFACE_SLOT: usize = 0x03;
 const FIRST_DISK_SLOT: usize = FIRST_INTERFACE_SLOT + MAX_INTERFACES;
 
+// The last slot of a q35's root bus is the chipset's.
+const _: () = assert!(FIRST_DISK_SLOT + MAX_DISKS <= 0x1f);
+
 /// A guest's definition and the descriptors that its process inherits.
 pub struct Plan<'a> {
     /// The VirtualMachine's UID.
@@ -536,7 +539,6 @@ mod tests {
         slots.sort();
         slots.dedup();
         assert_eq!(slots.len(), MAX_DISKS + MAX_INTERFACES + 1);
-        assert!(FIRST_DISK_SLOT + MAX_DISKS <= 0x1f);
     }
 
     #[test]

@@ -12,12 +12,13 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, broadcast};
 use tokio::time::{sleep, timeout, timeout_at};
 
+use super::logs::{self, Log};
 use super::process::Process;
 use super::qmp::QmpError;
 use super::qmp::client::{Client, Command};
 use super::qmp::event;
 use super::qmp::wire::{Version, bounded};
-use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, argv, states};
+use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, argv, states};
 use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamLimits, StreamState,
     StreamStatus,
@@ -43,6 +44,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 /// How long a process may take to die of SIGKILL: its memory must be freed.
 const KILLED: Duration = Duration::from_secs(30);
+
+/// How often the guest's logs are looked at. Some hundred MiB fit in between, at the worst.
+const TRIM_LOGS: Duration = Duration::from_secs(10);
 
 /// The most reasons against a migration that are kept.
 const MAX_BLOCKERS: usize = 16;
@@ -78,8 +82,9 @@ impl QemuGuest {
             events,
             client: Mutex::new(client),
         });
-        tokio::spawn(report_end(
+        tokio::spawn(watch_over(
             Arc::downgrade(&guest),
+            guest.directory.clone(),
             guest.process.clone(),
             guest.events.clone(),
         ));
@@ -325,9 +330,24 @@ impl Guest for QemuGuest {
                 HypervisorError::Protocol(format!("unknown state of a stream: {}", bounded(status)))
             })?,
         };
+        let mut error = text(&answer, "error-desc").map(bounded);
+        if state == StreamState::Failed {
+            // QEMU often tells the reason only in its log.
+            let log = Log::found(&self.directory, LOG)
+                .map(|log| log.tail())
+                .unwrap_or_default();
+            let said = error
+                .filter(|said| !said.is_empty())
+                .unwrap_or_else(|| "no reason given".into());
+            error = Some(bounded(&if log.is_empty() {
+                said
+            } else {
+                format!("{said} (its log: {log})")
+            }));
+        }
         Ok(StreamStatus {
             state,
-            error: text(&answer, "error-desc").map(bounded),
+            error,
             figures: states::stream_figures(&answer),
         })
     }
@@ -385,6 +405,10 @@ impl Guest for QemuGuest {
     }
 
     async fn set_disks_active(&self, active: bool) -> Result<(), HypervisorError> {
+        // QEMU 10.0 takes it even then, and the guest would go on to write.
+        if !active && self.run_state().await? == RunState::Running {
+            return Err(refused("blockdev-set-active", "the guest runs"));
+        }
         self.call(Command::new("blockdev-set-active").with(json!({ "active": active })))
             .await?;
         Ok(())
@@ -464,15 +488,22 @@ async fn connect(
     timeout(deadline, work).await.map_err(late)?
 }
 
-/// Says once that the process is gone, after the last of its own events.
-async fn report_end(
+/// Keeps the guest's logs small, and says once that the process is gone, after the last of its own events.
+async fn watch_over(
     guest: std::sync::Weak<QemuGuest>,
+    directory: PathBuf,
     process: Arc<Process>,
     events: broadcast::Sender<GuestEvent>,
 ) {
-    if let Err(error) = process.ended().await {
-        tracing::warn!(%error, "waiting for the guest's process");
-        return;
+    loop {
+        match timeout(TRIM_LOGS, process.ended()).await {
+            Err(_) => trim_logs(&directory).await,
+            Ok(Ok(_)) => break,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "waiting for the guest's process");
+                return;
+            }
+        }
     }
     if let Some(guest) = guest.upgrade()
         && let Ok(client) = timeout(SETTLE, guest.client.lock())
@@ -487,6 +518,20 @@ async fn report_end(
         at_micros: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
         kind: GuestEventKind::Died,
     });
+}
+
+async fn trim_logs(directory: &std::path::Path) {
+    let directory = directory.to_owned();
+    let work = move || {
+        for name in [LOG, argv::CONSOLE_LOG] {
+            if let Err(error) = logs::trim(&directory, name) {
+                tracing::warn!(%error, name, directory = %directory.display(), "a guest's log may grow too large");
+            }
+        }
+    };
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::warn!(%error, "a guest's logs may grow too large");
+    }
 }
 
 fn text<'a>(answer: &'a Value, field: &str) -> Option<&'a str> {

@@ -6,9 +6,12 @@
 
 mod argv;
 mod guest;
+mod logs;
 mod probe;
 mod process;
 mod qmp;
+#[cfg(test)]
+mod scripted;
 mod spawn;
 mod states;
 
@@ -26,9 +29,10 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use self::guest::{MONITOR_SOCKET, QemuGuest, system};
+use self::logs::Log;
 use self::process::Process;
 use self::qmp::wire::Version;
-use self::spawn::{Inherited, Log};
+use self::spawn::Inherited;
 use super::{Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launch, ProcessRecord};
 
 /// The name of QEMU's own messages in a guest's directory.
@@ -95,6 +99,20 @@ pub enum AcceleratorChoice {
     Auto,
     /// This one, untried.
     Forced(Accelerator),
+}
+
+impl std::str::FromStr for AcceleratorChoice {
+    type Err = String;
+
+    /// Reads `auto`, `kvm` or `tcg`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Forced(Accelerator::Kvm)),
+            "tcg" => Ok(Self::Forced(Accelerator::Tcg)),
+            _ => Err(format!("{text:?} is none of auto, kvm and tcg")),
+        }
+    }
 }
 
 /// How the driver is set up.

@@ -168,7 +168,8 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    // The children are waited for by `Process::ended`.
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::zombie_processes)]
 
     use super::*;
     use std::process::{Child, Command, Stdio};

@@ -1,7 +1,7 @@
-//! Starting a QEMU process: descriptors that it inherits, its log, its user.
+//! Starting a QEMU process: descriptors that it inherits, its user.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
@@ -9,18 +9,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use rustix::fs::{
-    CWD, FileType, MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat,
-};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, fcntl_add_seals, fstat, memfd_create};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::qmp::wire::bounded;
+use super::logs::Log;
 
 /// Descriptors in the child begin here, above the standard streams and with room for what its libraries open.
 const FIRST_DESCRIPTOR: i32 = 10;
-
-/// The longest part of a log that is read, in bytes.
-const LOG_TAIL_BYTES: u64 = 4096;
 
 /// The largest kernel or initial RAM file system that is copied, in bytes.
 const MAX_BOOT_FILE_BYTES: u64 = 1 << 30;
@@ -45,61 +40,6 @@ impl Inherited {
             child_fd,
         });
         child_fd
-    }
-}
-
-/// What a process says about itself, in a file.
-pub struct Log {
-    file: File,
-    /// Where this process's part begins.
-    start: u64,
-}
-
-impl Log {
-    /// A log in memory, for a process that lives shortly.
-    pub fn in_memory() -> io::Result<Self> {
-        let file = File::from(memfd_create("godwit-log", MemfdFlags::CLOEXEC)?);
-        Ok(Self { file, start: 0 })
-    }
-
-    /// A log in a guest's directory. The directory is the guest's user's, who may have put anything in the place.
-    pub fn beneath(directory: &Path, name: &str) -> io::Result<Self> {
-        let flags = OFlags::RDWR
-            | OFlags::APPEND
-            | OFlags::CREATE
-            | OFlags::NOFOLLOW
-            | OFlags::CLOEXEC
-            | OFlags::NONBLOCK;
-        let file = openat(CWD, directory.join(name), flags, Mode::RUSR | Mode::WUSR)?;
-        let found = fstat(&file)?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
-            return Err(io::Error::new(
-                io::ErrorKind::AlreadyExists,
-                format!("{name} is not a plain file"),
-            ));
-        }
-        let mut file = File::from(file);
-        let start = file.seek(io::SeekFrom::End(0))?;
-        Ok(Self { file, start })
-    }
-
-    /// The last lines of what the process has said, within bounds.
-    pub fn tail(&self) -> String {
-        let Ok(end) = self.file.metadata().map(|metadata| metadata.len()) else {
-            return String::new();
-        };
-        let from = end.saturating_sub(LOG_TAIL_BYTES).max(self.start);
-        let mut bytes = vec![0; usize::try_from(end.saturating_sub(from)).unwrap_or(0)];
-        let read = self.file.read_at(&mut bytes, from).unwrap_or(0);
-        let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()).into_owned();
-        let mut last: Vec<&str> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .rev()
-            .take(4)
-            .collect();
-        last.reverse();
-        bounded(&last.join("; "))
     }
 }
 
@@ -128,8 +68,8 @@ pub fn spawn(
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(log.file.try_clone()?)
-        .stderr(log.file.try_clone()?)
+        .stdout(log.for_child()?)
+        .stderr(log.for_child()?)
         // Not ours: an interrupt for the agent is not for its guests.
         .process_group(0);
     if let Some(user) = user {
@@ -180,8 +120,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use std::io::Write;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_child_has_its_descriptors_and_no_others() {
@@ -192,7 +131,7 @@ mod tests {
             inherited.add(in_memory("two", b"second").unwrap()),
         ];
         assert_eq!(numbers, [10, 11]);
-        let script = "for f in 0 1 2 3 4 5 6 7 8 9 10 11 12 13; do [ -e /proc/$$/fd/$f ] && echo $f; done | tail -n 3; cat /proc/$$/fd/11";
+        let script = "for f in 0 1 2 3 4 5 6 7 8 9 10 11 12 13; do [ -e /proc/$$/fd/$f ] && printf '%s ' $f; done; cat /proc/$$/fd/11";
         let mut child = spawn(
             Path::new("/bin/sh"),
             &["-c".into(), script.into()],
@@ -202,31 +141,7 @@ mod tests {
         )
         .unwrap();
         child.wait().unwrap();
-        assert_eq!(log.tail(), "2; 10; 11; second");
-    }
-
-    #[test]
-    fn a_log_is_not_written_through_a_link() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("precious");
-        std::fs::write(&target, "x").unwrap();
-        symlink(&target, directory.path().join("link")).unwrap();
-        std::fs::hard_link(&target, directory.path().join("hard")).unwrap();
-        assert!(Log::beneath(directory.path(), "link").is_err());
-        assert!(Log::beneath(directory.path(), "hard").is_err());
-        assert!(Log::beneath(directory.path(), "qemu.log").is_ok());
-    }
-
-    #[test]
-    fn a_logs_tail_begins_with_this_process_and_is_bounded() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("qemu.log"), "old words\n").unwrap();
-        let log = Log::beneath(directory.path(), "qemu.log").unwrap();
-        assert_eq!(log.tail(), "");
-        (&log.file).write_all(b"new \x1b[2J words\n").unwrap();
-        assert_eq!(log.tail(), "new  [2J words");
-        (&log.file).write_all("long ".repeat(100_000).as_bytes()).unwrap();
-        assert!(log.tail().len() <= 1024);
+        assert_eq!(log.tail(), "0 1 2 10 11 second");
     }
 
     #[test]
