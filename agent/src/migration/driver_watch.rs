@@ -1,0 +1,110 @@
+//! What is known of the driver: when it was last heard, and for how long its proof of the path holds. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long the proof of the path holds after the driver gave it.
+pub const PROOF_HOLDS: Duration = Duration::from_secs(3);
+/// How long a driver may be silent that has not said so itself.
+pub const DEFAULT_SILENCE: Duration = Duration::from_secs(30);
+
+/// What is known of a migration's driver.
+#[derive(Clone, Debug)]
+pub struct DriverWatch {
+    last: Instant,
+    silence: Duration,
+    proven_until: Option<Instant>,
+    told_silent: bool,
+}
+
+/// What has lapsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lapse {
+    /// The proof of the path.
+    Path,
+    /// The driver's patience: it counts as silent.
+    Driver,
+}
+
+impl DriverWatch {
+    /// The driver was heard now, and has proved nothing. A recovered migration gets one proof's time to hear of it
+    /// before the path counts as not proved.
+    pub fn new(now: Instant, recovered: bool) -> Self {
+        Self {
+            last: now,
+            silence: DEFAULT_SILENCE,
+            proven_until: recovered.then(|| now + 2 * PROOF_HOLDS),
+            told_silent: false,
+        }
+    }
+
+    /// The driver was heard by an order.
+    pub fn heard(&mut self, now: Instant) {
+        self.last = now;
+        self.told_silent = false;
+    }
+
+    /// The driver was heard by a keepalive.
+    pub fn keep_alive(&mut self, now: Instant, path_proven: bool, silence: Duration) {
+        self.heard(now);
+        if !silence.is_zero() {
+            self.silence = silence;
+        }
+        self.proven_until = path_proven.then(|| now + PROOF_HOLDS);
+    }
+
+    /// When something lapses next.
+    pub fn next(&self) -> Option<Instant> {
+        let silent = (!self.told_silent).then(|| self.last + self.silence);
+        match (silent, self.proven_until) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// What has lapsed since it was last asked.
+    pub fn lapsed(&mut self, now: Instant) -> Vec<Lapse> {
+        let mut lapses = Vec::new();
+        if self.proven_until.is_some_and(|until| now >= until) {
+            self.proven_until = None;
+            lapses.push(Lapse::Path);
+        }
+        if !self.told_silent && now >= self.last + self.silence {
+            self.told_silent = true;
+            lapses.push(Lapse::Driver);
+        }
+        lapses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_lapses_before_the_driver_does_and_each_is_told_once() {
+        let start = Instant::now();
+        let mut watch = DriverWatch::new(start, false);
+        assert_eq!(watch.next(), Some(start + DEFAULT_SILENCE));
+        watch.keep_alive(start, true, Duration::from_secs(5));
+        assert_eq!(watch.next(), Some(start + PROOF_HOLDS));
+        assert_eq!(watch.lapsed(start + Duration::from_secs(2)), []);
+        assert_eq!(watch.lapsed(start + PROOF_HOLDS), [Lapse::Path]);
+        assert_eq!(watch.lapsed(start + Duration::from_secs(4)), []);
+        assert_eq!(watch.lapsed(start + Duration::from_secs(5)), [Lapse::Driver]);
+        assert_eq!(watch.lapsed(start + Duration::from_secs(50)), []);
+        assert_eq!(watch.next(), None);
+        watch.heard(start + Duration::from_secs(51));
+        assert_eq!(watch.lapsed(start + Duration::from_secs(56)), [Lapse::Driver]);
+    }
+
+    #[test]
+    fn an_order_does_not_prolong_the_proof() {
+        let start = Instant::now();
+        let mut watch = DriverWatch::new(start, false);
+        watch.keep_alive(start, true, Duration::ZERO);
+        watch.heard(start + Duration::from_secs(2));
+        assert_eq!(watch.lapsed(start + PROOF_HOLDS), [Lapse::Path]);
+    }
+}
