@@ -1,2 +1,271 @@
-//! placeholder
-fn main() {}
+//! The agent's program: its arguments, the order in which its parts begin, and how it ends.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Parser, ValueEnum};
+use godwit_agent::cgroup::Cgroups;
+use godwit_agent::config::{Accelerator, Config};
+use godwit_agent::guests::{Guests, Settings, process};
+use godwit_agent::host::machine::Machine;
+use godwit_agent::host::publisher::HostFacts;
+use godwit_agent::host::{Health, Publisher, RecordReader, api};
+use godwit_agent::hypervisor::Hypervisor;
+use godwit_agent::hypervisor::qemu::{self, AcceleratorChoice, Qemu, QemuConfig};
+use godwit_agent::pools::Pools;
+use godwit_agent::server::AgentService;
+use godwit_agent::state::StateLock;
+use godwit_agent::taps::IpCommand;
+use godwit_crds::VirtualMachineHostSpec;
+use godwit_protocol::server::{Limits, serve};
+use godwit_protocol::{PeerIdentity, ServerTls};
+use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+/// How long calls and the last words to the API server may take when the agent is stopped.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// godwit's agent: runs the guests of one host and moves them.
+///
+/// Its guests outlive it: it may be stopped, killed and replaced at any time.
+#[derive(Parser)]
+#[command(name = "godwit-agent", version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The configuration, a YAML file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/godwit/agent.yaml",
+        env = "GODWIT_AGENT_CONFIG"
+    )]
+    config: PathBuf,
+    /// Check the configuration and end.
+    #[arg(long)]
+    check_config: bool,
+    /// How the log is written, to standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "GODWIT_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// What is logged, for example `info` or `info,godwit_agent::migration=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "GODWIT_LOG")]
+    log: String,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 stopped by SIGTERM or SIGINT; 1 could not begin or go on; 2 wrong arguments or configuration.";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object per line.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::read(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.check_config {
+        println!("{} can be used", arguments.config.display());
+        return ExitCode::SUCCESS;
+    }
+    let filter = match EnvFilter::try_new(&arguments.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("--log: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    match begin(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin(config: Config) -> anyhow::Result<()> {
+    // A core dump of the agent or of a guest would hold keys and guests' memory.
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )
+    .context("forbid core dumps")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(32)
+        .thread_keep_alive(Duration::from_secs(2))
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(run(config));
+    // A thread that hangs on a network file system does not keep the agent from ending.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    watch_signals(stop.clone())?;
+    let tls = ServerTls::load(&config.tls_files()).context("load the certificate")?;
+    match tls.identity() {
+        PeerIdentity::Host(host) if *host == config.host => {}
+        other => bail!(
+            "the certificate is that of {other}, and this is host {}",
+            config.host
+        ),
+    }
+    let boot_id = process::boot_id().context("read the boot id")?;
+    let client = api::client(config.kubeconfig.as_deref()).await?;
+    let pools = Pools::new(config.pools.clone(), config.block_devices.clone());
+    let mut machine = Machine::look().context("look at the machine")?;
+    machine.memory = machine.memory.saturating_sub(config.reserve_bytes());
+
+    let hypervisor: Arc<dyn Hypervisor> = Arc::new(Qemu::new(qemu_config(&config)));
+    let guests = Guests::open(
+        Settings {
+            host: config.host.clone(),
+            state_directory: config.state_directory.clone(),
+            run_directory: config.run_directory.clone(),
+            memory: machine.memory,
+            pools: pools.clone(),
+            taps: Arc::new(IpCommand),
+            users: geteuid().is_root().then(|| config.users()),
+            cgroups: Cgroups::discover(),
+        },
+        hypervisor.clone(),
+    )?;
+    let _lock = StateLock::take(&config.state_directory)?;
+    let health = Health::look(hypervisor, guests.clone()).await;
+    guests.recover().await.context("find the guests again")?;
+    let roles = roles(&config, &guests, RecordReader::new(client.clone())).await?;
+
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listen on {}", config.listen))?;
+    info!(host = %config.host, listen = %config.listen, guests = guests.list().len(), "the agent serves");
+    let tasks = TaskTracker::new();
+    let host = HostFacts {
+        name: config.host.clone(),
+        spec: VirtualMachineHostSpec {
+            endpoint: config.endpoint.clone(),
+            migration_addresses: config
+                .migration_addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        },
+        namespace: config.namespace.clone(),
+        boot_id: boot_id.clone(),
+        machine,
+        pools,
+    };
+    tasks.spawn(Publisher::new(client, host, guests.clone(), health.seen()).run(stop.clone()));
+    tasks.spawn(health.run(stop.clone()));
+    tasks.close();
+    let service = AgentService::new(config.host, boot_id, guests, roles, stop.clone());
+    let mut serving = tokio::spawn(serve(
+        listener,
+        tls,
+        Limits::default(),
+        service,
+        stop.clone().cancelled_owned(),
+    ));
+
+    tokio::select! {
+        outcome = &mut serving => {
+            stop.cancel();
+            outcome.context("serve")?.context("serve")?;
+            bail!("the agent port is no longer served");
+        }
+        () = stop.cancelled() => {}
+    }
+    info!("the agent is being stopped; its guests go on");
+    let farewell = async {
+        tasks.wait().await;
+        let _ = (&mut serving).await;
+    };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        warn!("some calls did not end in time");
+        serving.abort();
+    }
+    Ok(())
+}
+
+fn qemu_config(config: &Config) -> QemuConfig {
+    let accelerator = match config.qemu.accelerator {
+        Accelerator::Auto => AcceleratorChoice::Auto,
+        Accelerator::Kvm => AcceleratorChoice::Forced(qemu::Accelerator::Kvm),
+        Accelerator::Tcg => AcceleratorChoice::Forced(qemu::Accelerator::Tcg),
+    };
+    QemuConfig {
+        program: config.qemu.binary.clone(),
+        accelerator,
+    }
+}
+
+fn watch_signals(stop: CancellationToken) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+struct NotYet;
+#[async_trait::async_trait]
+impl godwit_agent::server::Roles for NotYet {
+    async fn order(
+        &self,
+        _: godwit_handover::Terms,
+        _: godwit_protocol::Order,
+    ) -> Result<godwit_protocol::OrderAnswer, godwit_protocol::Fault> {
+        Err(godwit_protocol::Fault::new(
+            godwit_protocol::Category::Unavailable,
+            "InternalError",
+            "not yet",
+        ))
+    }
+    fn watch(&self, _: &str) -> godwit_agent::server::Updates {
+        Box::pin(futures::stream::empty())
+    }
+    async fn keep_alive(
+        &self,
+        _: godwit_handover::Terms,
+        _: bool,
+        _: Duration,
+    ) -> Result<(), godwit_protocol::Fault> {
+        Ok(())
+    }
+}
+async fn roles(_: &Config, _: &Guests, _: RecordReader) -> anyhow::Result<NotYet> {
+    Ok(NotYet)
+}

@@ -150,13 +150,20 @@ impl Guests {
     }
 
     /// As [`Guests::protect`], without asking whether the guest can migrate: for a source that is recovered from
-    /// its journal, whose guest may stand in any state, or whose process may be gone (`Ok(None)`).
+    /// its journal, whose guest may stand in any state. `Ok(None)` where its process is proved to be gone; where it
+    /// does not answer this is an error, and the guest is protected all the same.
     pub async fn protect_again(&self, terms: &Terms) -> Result<Option<Held>, GuestError> {
         let (inner, terms) = (self.inner.clone(), terms.clone());
         owned(async move {
             let locked = inner.lock(&terms.guest).await;
             inner.put_protection(&locked.slot, &terms)?;
             inner.changed();
+            let silent = locked
+                .slot
+                .here(|here| matches!(here.process, Process::Silent | Process::Launching))?;
+            if silent == Some(true) {
+                return Err(silence(&locked.slot.uid));
+            }
             Ok(inner.held(&locked.slot))
         })
         .await
@@ -384,10 +391,7 @@ impl Inner {
             }
             Some((Process::Gone(_), _, None, _)) => self.forget(slot).await?,
             Some((Process::Silent | Process::Launching, ..)) => {
-                return Err(GuestError::HypervisorSilent(format!(
-                    "The process of guest {} lives and does not answer",
-                    slot.uid
-                )));
+                return Err(silence(&slot.uid));
             }
         }
         self.start_fresh(slot, request).await
@@ -467,10 +471,7 @@ impl Inner {
                 Process::Alive(guest) => guest.clone(),
                 Process::Gone(why) => return Err(GuestError::NotRunning(format!("gone: {why}"))),
                 Process::Silent | Process::Launching => {
-                    return Err(GuestError::HypervisorSilent(format!(
-                        "The process of guest {} lives and does not answer",
-                        slot.uid
-                    )));
+                    return Err(silence(&slot.uid));
                 }
             };
             Ok((guest, here.protected.is_some(), here.since_micros().is_some()))
@@ -553,10 +554,7 @@ impl Inner {
                     epoch: terms.epoch,
                     why: why.clone(),
                 }),
-                Process::Silent | Process::Launching => Err(GuestError::HypervisorSilent(format!(
-                    "The process of guest {} lives and does not answer",
-                    slot.uid
-                ))),
+                Process::Silent | Process::Launching => Err(silence(&slot.uid)),
             },
             Some(other) => Err(GuestError::NameTaken(format!(
                 "Guest {} is already arriving here by migration {}",
@@ -778,4 +776,8 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn silence(uid: &str) -> GuestError {
+    GuestError::HypervisorSilent(format!("The process of guest {uid} lives and does not answer"))
 }
