@@ -7,6 +7,10 @@ use crate::terms::{Cause, Channel, Go, Refusal, Step, Terms, Wanted};
 
 type Out = Step<DestinationEffect>;
 
+/// A journal has room for so many refusals. After them the guest is tried again without a further entry, and a
+/// process that dies then counts as one that may have run.
+const JOURNALED_REFUSALS: u8 = 8;
+
 impl Destination {
     /// Takes a migration on. No process is started before the journal has answered.
     ///
@@ -21,6 +25,7 @@ impl Destination {
             Self {
                 terms,
                 gates,
+                refusals: 0,
                 stage: Stage::PrepareJournal,
             },
             Step::one(DestinationEffect::Journal(entry)),
@@ -92,6 +97,7 @@ impl Destination {
             DestinationEvent::StreamFailed => self.stream_failed(),
             DestinationEvent::Resumed => self.resumed(),
             DestinationEvent::ResumeRefused => self.resume_refused(),
+            DestinationEvent::NotRunnable => self.not_runnable(),
             DestinationEvent::Destroyed => self.destroyed(),
             DestinationEvent::Died => self.died(),
         }
@@ -317,8 +323,25 @@ impl Destination {
     /// A refusal with the guest seen to stand still is a positive fact: it never ran.
     fn resume_refused(&mut self) -> Out {
         if let Stage::Starting { go } = self.stage {
+            self.refusals = self.refusals.saturating_add(1);
+            if self.refusals > JOURNALED_REFUSALS {
+                return Step::one(DestinationEffect::Resume);
+            }
             self.stage = Stage::RefusedJournal { go };
             return Step::one(DestinationEffect::Journal(DestinationEntry::ContRefused));
+        }
+        Step::none()
+    }
+
+    /// The Go was said before it was known that the guest had ended: it is taken over as it is.
+    fn not_runnable(&mut self) -> Out {
+        if let Stage::Starting { go } = self.stage {
+            let go = Go {
+                wanted: Wanted::StayStopped,
+                ..go
+            };
+            self.stage = Stage::ContJournal { go };
+            return Step::one(DestinationEffect::Journal(DestinationEntry::TakenOver(go)));
         }
         Step::none()
     }

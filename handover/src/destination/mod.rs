@@ -23,6 +23,8 @@ use crate::terms::{Cause, Channel, Go, Terms};
 pub struct Destination {
     pub(crate) terms: Terms,
     pub(crate) gates: Gates,
+    /// How often the hypervisor has refused to let the guest run.
+    pub(crate) refusals: u8,
     pub(crate) stage: Stage,
 }
 
@@ -75,6 +77,8 @@ pub enum DestinationEvent {
     Resumed,
     /// The hypervisor refused to let the guest run, and it was seen to stand still after that.
     ResumeRefused,
+    /// The guest arrived powered off, panicked or stopped on an I/O error: there is nothing to let run.
+    NotRunnable,
     /// The process was destroyed by us.
     Destroyed,
     /// The process is gone, by its pidfd.
@@ -88,8 +92,8 @@ pub enum DestinationEffect {
     Journal(DestinationEntry),
     /// Start the process and open a channel for it; answered by `Launched` or `LaunchFailed`.
     Launch,
-    /// Let the guest run; answered by `Resumed`, `ResumeRefused` or `Died`. Without an answer, look at what the
-    /// guest does until there is one.
+    /// Let the guest run; answered by `Resumed`, `ResumeRefused`, `NotRunnable` or `Died`. Without an answer, look
+    /// at what the guest does until there is one. A repetition comes after a pause.
     Resume,
     /// Destroy the process and close the channel; answered by `Destroyed`.
     Destroy,

@@ -25,6 +25,7 @@ struct Story {
     taken_over: bool,
     revert: Option<Cause>,
     reverted: Option<Cause>,
+    refusals: u8,
 }
 
 fn read(entries: &[DestinationEntry]) -> Option<Story> {
@@ -38,12 +39,16 @@ fn read(entries: &[DestinationEntry]) -> Option<Story> {
         taken_over: false,
         revert: None,
         reverted: None,
+        refusals: 0,
     };
     for entry in rest {
         match entry {
             DestinationEntry::Prepared { .. } => return None,
             DestinationEntry::ContIssued(go) => story.issued = Some(*go),
-            DestinationEntry::ContRefused => story.issued = None,
+            DestinationEntry::ContRefused => {
+                story.issued = None;
+                story.refusals = story.refusals.saturating_add(1);
+            }
             DestinationEntry::TakenOver(_) => story.taken_over = true,
             DestinationEntry::RevertIntent { cause } => story.revert = Some(*cause),
             DestinationEntry::Reverted { cause } => story.reverted = Some(*cause),
@@ -66,6 +71,7 @@ impl Destination {
             Self {
                 terms: story.terms,
                 gates,
+                refusals: story.refusals,
                 stage,
             },
             Step::many(effects),

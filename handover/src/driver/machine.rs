@@ -178,7 +178,7 @@ impl Driver {
                 | SourceReport::Streaming
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)
                 | SourceReport::Died
@@ -203,7 +203,7 @@ impl Driver {
             }
             SideView::Reported(
                 SourceReport::Switching { .. }
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Died,
             ) => Next::order_source(DriverEffect::Settle),
@@ -251,7 +251,8 @@ impl Driver {
                 SourceReport::Begun => self.begun(),
                 SourceReport::Streaming | SourceReport::Stopped { .. } => self.streaming(),
                 SourceReport::Switching { ready, .. } => self.switching(*ready),
-                SourceReport::InDoubt | SourceReport::Died => self.switching(false),
+                SourceReport::InDoubt { sealed, ready } => self.in_doubt(*sealed, *ready),
+                SourceReport::Died => self.switching(false),
                 SourceReport::GoSent(go) => self.go_sent(*go),
                 SourceReport::Aborting(_) => Next::wait(Wait::Source),
                 SourceReport::Aborted(cause) | SourceReport::Lost(cause) => {
@@ -336,6 +337,17 @@ impl Driver {
         }
     }
 
+    /// An unsealed source whose stream failed late may restart by itself at any moment, so it cannot say Go; and
+    /// the destination may hold the only copy that survives, so it is not given up. Someone has to decide.
+    fn in_doubt(&self, sealed: bool, ready: bool) -> Next {
+        let loaded = matches!(self.destination, SideView::Reported(DestinationReport::Loaded));
+        if loaded && ready && !sealed {
+            Next::wait(Wait::Decision)
+        } else {
+            self.switching(ready)
+        }
+    }
+
     fn go_sent(&self, go: Go) -> Next {
         match &self.destination {
             SideView::Reported(DestinationReport::Loaded) => {
@@ -407,7 +419,7 @@ impl Driver {
                 SourceReport::Streaming
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::Died,
             ) => Phase::Perform,
             SideView::Reported(SourceReport::GoSent(_)) => Phase::Finish,

@@ -758,6 +758,7 @@ impl Source {
     /// A guest that ended by itself before the switchover keeps its state at the source. One that ended just as
     /// it was stopped is taken over as it is: nobody lets it run again.
     fn guest_ended(&mut self) -> Out {
+        let known = self.wanted == Wanted::StayStopped;
         self.wanted = Wanted::StayStopped;
         match self.stage {
             Stage::BeginJournal | Stage::Begun => self.journal_abort(Cause::GuestStopped, Undo::Nothing),
@@ -772,6 +773,9 @@ impl Source {
                 ref mut intent_journaled,
                 ..
             } => {
+                if known {
+                    return Step::none();
+                }
                 *intent_journaled = false;
                 Step::one(SourceEffect::Journal(SourceEntry::Intent {
                     wanted: Wanted::StayStopped,
@@ -857,7 +861,10 @@ fn report_of(stage: &Stage) -> SourceReport {
                 sealed: *sealed,
                 ready: *peer_loaded,
             },
-            Own::Failed | Own::Released => SourceReport::InDoubt,
+            Own::Failed | Own::Released => SourceReport::InDoubt {
+                sealed: *sealed,
+                ready: *peer_loaded,
+            },
             Own::Dead => SourceReport::Died,
         },
         Stage::GoJournal { go, .. } => SourceReport::Switching {

@@ -295,7 +295,12 @@ pub enum SourceReport {
     },
     /// The stream failed after the switchover was ordered, and whether the destination has the guest is not known
     /// here: stopped until Ready arrives or the record is read to say Reverted.
-    InDoubt,
+    InDoubt {
+        /// Whether a restart by itself is out of the question. If it is, Ready is all that is missing.
+        sealed: bool,
+        /// Whether Ready has arrived.
+        ready: bool,
+    },
     /// Go: the destination may run the guest.
     GoSent(Go),
     /// The source's process is gone by our own hand. Final.
