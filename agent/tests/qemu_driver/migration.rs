@@ -192,6 +192,11 @@ async fn dirty_pages_are_counted_when_the_figure_is_true() {
     start_stream(&source, &destination, limits).await;
     for iteration in 1..4 {
         until(&mut left, GuestEventKind::DirtyPagesCollected { iteration }).await;
+        // The first comes while the stream is still being set up, without figures.
+        eventually("figures", async || {
+            source.stream().await.unwrap().figures.is_some()
+        })
+        .await;
         let figures = source.stream().await.unwrap().figures.unwrap();
         println!("pass {iteration}: {figures:?}");
         assert!(figures.iteration >= iteration);

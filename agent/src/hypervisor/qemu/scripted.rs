@@ -1,5 +1,11 @@
 //! Tests against a scripted monitor: what a real QEMU can hardly be brought to do.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+// The sleeping processes are waited for by `Process::ended`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::zombie_processes
+)]
 
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{Command as Program, Stdio};
