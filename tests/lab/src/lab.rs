@@ -83,6 +83,13 @@ impl LabOptions {
         self
     }
 
+    /// Whether the files that test guests boot from are made.
+    #[must_use]
+    pub fn guest_files(mut self, make: bool) -> Self {
+        self.guest_files = make;
+        self
+    }
+
     /// Whom to tell about each step.
     #[must_use]
     pub fn tell(mut self, teller: Teller) -> Self {

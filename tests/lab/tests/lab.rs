@@ -155,7 +155,7 @@ fn what_is_left_on_purpose_stays_until_it_is_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_reach_the_api_server_until_their_cable_is_cut() {
     let _alone = ALONE.lock().await;
-    let mut lab = Lab::start(LabOptions::new("links").hosts(2).agents(false).controller(false))
+    let mut lab = Lab::start(LabOptions::new("links").guest_files(false).hosts(2).agents(false).controller(false))
         .await
         .unwrap();
     if !lab.network.separate() {

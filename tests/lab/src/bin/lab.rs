@@ -1,5 +1,6 @@
 //! `lab`: brings a lab up and leaves it running, shows what runs, takes it down.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,9 +34,18 @@ enum Word {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    match arguments.command {
+fn main() -> ExitCode {
+    match run_command(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_command(command: Word) -> anyhow::Result<()> {
+    match command {
         Word::Up { hosts, bare } => tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?
@@ -50,6 +60,7 @@ async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
     let options = LabOptions::new("up")
         .hosts(usize::from(hosts))
         .agents(!bare)
+        .guest_files(!bare)
         .controller(!bare)
         .tell(Arc::new(move |step| {
             println!("{:5.1} s  {step}", begun.elapsed().as_secs_f64())
