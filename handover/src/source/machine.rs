@@ -339,13 +339,13 @@ impl Source {
     fn undo(&mut self, cause: Cause, undo: Undo) -> Out {
         match undo {
             Undo::Nothing | Undo::RunsAlready => self.end_aborted(cause),
-            Undo::Stream => {
-                self.stage = Stage::Undoing { cause };
+            Undo::Stream | Undo::Switchover => {
+                // After a switchover too: a stream may still be trying to reach a destination that is gone.
+                self.stage = Stage::Undoing {
+                    cause,
+                    switchover: undo == Undo::Switchover,
+                };
                 Step::one(SourceEffect::CancelStream)
-            }
-            Undo::Switchover => {
-                self.stage = Stage::Reclaiming { cause };
-                Step::one(SourceEffect::ReclaimDisks)
             }
         }
     }
@@ -377,6 +377,7 @@ impl Source {
             | Stage::Gate { .. } => {
                 self.stage = Stage::Undoing {
                     cause: Cause::JournalFailed,
+                    switchover: false,
                 };
                 Step::one(SourceEffect::CancelStream)
             }
@@ -609,7 +610,17 @@ impl Source {
 
     fn stream_cancelled(&mut self) -> Out {
         match self.stage {
-            Stage::Undoing { cause } => {
+            Stage::Undoing {
+                cause,
+                switchover: true,
+            } => {
+                self.stage = Stage::Reclaiming { cause };
+                Step::one(SourceEffect::ReclaimDisks)
+            }
+            Stage::Undoing {
+                cause,
+                switchover: false,
+            } => {
                 self.stage = Stage::Restoring { cause };
                 Step::one(SourceEffect::Restore(self.wanted))
             }
@@ -877,7 +888,7 @@ fn report_of(stage: &Stage) -> SourceReport {
         }
         Stage::Released => SourceReport::Released,
         Stage::AbortJournal { cause, .. }
-        | Stage::Undoing { cause }
+        | Stage::Undoing { cause, .. }
         | Stage::Reclaiming { cause }
         | Stage::Restoring { cause } => SourceReport::Aborting(*cause),
         Stage::Aborted { cause } => SourceReport::Aborted(*cause),

@@ -4,7 +4,7 @@
 //! BeginJournal → Begun → Connecting → Streaming → Sealing → Sealed → Gate → Switching → GoJournal → GoSent
 //!                                         └───────(unsealed)───────────┘    → ReleaseJournal → Releasing → Released
 //! any of them up to Gate → AbortJournal → Undoing → Restoring → Aborted
-//! Switching, GoSent, with a record read to say Reverted → AbortJournal → Reclaiming → Restoring → Aborted
+//! Switching, GoSent, with a record read to say Reverted → AbortJournal → Undoing → Reclaiming → Restoring → Aborted
 //! ```
 //! Up to `Gate` the source resumes on its own. From `Switching` on (rule 1) it does so only on a record that was
 //! read to say Aborted or Reverted. Go is said only after it was journaled (rule 2), and an abort is journaled
@@ -81,6 +81,8 @@ pub(crate) enum Stage {
     },
     Undoing {
         cause: Cause,
+        /// A switchover that has come to nothing: the disks may have to be taken back.
+        switchover: bool,
     },
     Reclaiming {
         cause: Cause,

@@ -133,9 +133,10 @@ fn aborting(cause: Cause, switchover: bool, facts: SourceFacts) -> (Stage, Vec<S
                 vec![SourceEffect::Journal(SourceEntry::Lost { cause })],
             )
         }
-        SourceFacts::Alive { .. } if switchover => {
-            (Stage::Reclaiming { cause }, vec![SourceEffect::ReclaimDisks])
-        }
+        SourceFacts::Alive { .. } if switchover => (
+            Stage::Undoing { cause, switchover },
+            vec![SourceEffect::CancelStream],
+        ),
         SourceFacts::Alive {
             running: true,
             stream: StreamFact::None | StreamFact::Failed | StreamFact::Cancelled,
@@ -143,7 +144,13 @@ fn aborting(cause: Cause, switchover: bool, facts: SourceFacts) -> (Stage, Vec<S
             Stage::Aborted { cause },
             vec![SourceEffect::Journal(SourceEntry::Aborted { cause })],
         ),
-        SourceFacts::Alive { .. } => (Stage::Undoing { cause }, vec![SourceEffect::CancelStream]),
+        SourceFacts::Alive { .. } => (
+            Stage::Undoing {
+                cause,
+                switchover: false,
+            },
+            vec![SourceEffect::CancelStream],
+        ),
     }
 }
 
