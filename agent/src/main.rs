@@ -15,6 +15,7 @@ use godwit_agent::host::publisher::HostFacts;
 use godwit_agent::host::{Health, Publisher, RecordReader, api};
 use godwit_agent::hypervisor::Hypervisor;
 use godwit_agent::hypervisor::qemu::{self, AcceleratorChoice, Qemu, QemuConfig};
+use godwit_agent::migration::{self, Migrations};
 use godwit_agent::pools::Pools;
 use godwit_agent::server::AgentService;
 use godwit_agent::state::StateLock;
@@ -161,7 +162,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _lock = StateLock::take(&config.state_directory)?;
     let health = Health::look(hypervisor, guests.clone()).await;
     guests.recover().await.context("find the guests again")?;
-    let roles = roles(&config, &guests, RecordReader::new(client.clone())).await?;
+    let migrations = roles(&config, &boot_id, &guests, RecordReader::new(client.clone())).await?;
 
     let listener = TcpListener::bind(config.listen)
         .await
@@ -186,7 +187,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(Publisher::new(client, host, guests.clone(), health.seen()).run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.close();
-    let service = AgentService::new(config.host, boot_id, guests, roles, stop.clone());
+    let service = AgentService::new(config.host, boot_id, guests, migrations, stop.clone());
     let mut serving = tokio::spawn(serve(
         listener,
         tls,
@@ -240,32 +241,25 @@ fn watch_signals(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct NotYet;
-#[async_trait::async_trait]
-impl godwit_agent::server::Roles for NotYet {
-    async fn order(
-        &self,
-        _: godwit_handover::Terms,
-        _: godwit_protocol::Order,
-    ) -> Result<godwit_protocol::OrderAnswer, godwit_protocol::Fault> {
-        Err(godwit_protocol::Fault::new(
-            godwit_protocol::Category::Unavailable,
-            "InternalError",
-            "not yet",
-        ))
-    }
-    fn watch(&self, _: &str) -> godwit_agent::server::Updates {
-        Box::pin(futures::stream::empty())
-    }
-    async fn keep_alive(
-        &self,
-        _: godwit_handover::Terms,
-        _: bool,
-        _: Duration,
-    ) -> Result<(), godwit_protocol::Fault> {
-        Ok(())
-    }
-}
-async fn roles(_: &Config, _: &Guests, _: RecordReader) -> anyhow::Result<NotYet> {
-    Ok(NotYet)
+/// Takes up the migrations that the journals speak of.
+async fn roles(
+    config: &Config,
+    boot_id: &str,
+    guests: &Guests,
+    records: RecordReader,
+) -> anyhow::Result<Migrations> {
+    let migration_address = *config
+        .migration_addresses
+        .first()
+        .context("no migration address is configured")?;
+    let settings = migration::Settings {
+        host: config.host.clone(),
+        boot_id: boot_id.to_owned(),
+        state_directory: config.state_directory.clone(),
+        migration_address,
+        migration_ports: config.migration_ports.first..=config.migration_ports.last,
+    };
+    let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));
+    migrations.recover().await.context("take up the migrations")?;
+    Ok(migrations)
 }

@@ -1,11 +1,14 @@
 //! Reading a guest's record. The agent never writes one.
 
+use async_trait::async_trait;
 use godwit_crds::guest_record::Decision as Written;
 use godwit_crds::{GuestRecord, GuestRecordSpec};
 use godwit_handover::{Decision, RecordView};
 use kube::{Api, Client};
+use tracing::warn;
 
 use super::api::{ApiError, within};
+use crate::migration::Records;
 
 /// Reads guests' records, fresh each time.
 #[derive(Clone)]
@@ -32,6 +35,19 @@ impl RecordReader {
                 record.spec.guest.uid
             ))),
             None => Ok(None),
+        }
+    }
+}
+
+#[async_trait]
+impl Records for RecordReader {
+    async fn read(&self, guest: &str) -> Option<RecordView> {
+        match Self::read(self, guest).await {
+            Ok(record) => record,
+            Err(error) => {
+                warn!(guest, %error, "the guest's record could not be read");
+                None
+            }
         }
     }
 }
