@@ -102,6 +102,57 @@ async fn a_sealed_source_stays_stopped_when_its_destination_dies_before_the_swit
     println!("from the fault to running: {} ms", begin.elapsed().as_millis());
 }
 
+/// In the very switchover: the destination freezes before it has acknowledged.
+async fn frozen_in_the_switchover(bench: &Bench) -> (Arc<dyn Guest>, Arc<dyn Guest>) {
+    let (source, destination) = brought_to(bench, When::BeforeSwitchover, true).await;
+    signal(&destination, Signal::STOP);
+    source.switch_over().await.unwrap();
+    until_stream(&source, StreamState::SwitchingOver).await;
+    assert_eq!(source.run_state().await.unwrap(), RunState::StoppedForMigration);
+    (source, destination)
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_sealed_source_stays_stopped_when_its_destination_dies_in_the_switchover() {
+    let bench = Bench::new();
+    let (source, destination) = frozen_in_the_switchover(&bench).await;
+    signal(&destination, Signal::KILL);
+    until_stream(&source, StreamState::Failed).await;
+    until_state(&source, RunState::Paused).await;
+    // It has taken its disks back; a destination that had loaded the guest could not run.
+    let taken = bench
+        .try_launch(bench.order("c", &new_uid(), Start::Boot, serde_json::json!({})))
+        .await;
+    assert!(matches!(taken, Err(HypervisorError::Refused(_))));
+    source.set_disks_active(false).await.unwrap();
+    let other = bench.launch("c", &new_uid(), Start::Boot).await;
+    other.destroy(Duration::from_secs(10)).await.unwrap();
+    source.set_disks_active(true).await.unwrap();
+    runs_on(&bench, &source).await;
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_stream_is_cancelled_in_the_switchover() {
+    let bench = Bench::new();
+    let (source, destination) = frozen_in_the_switchover(&bench).await;
+    let begin = Instant::now();
+    source.cancel_stream().await.unwrap();
+    let state = source.stream().await.unwrap().state;
+    println!(
+        "cancel in the switchover: {} ms, {state:?}",
+        begin.elapsed().as_millis()
+    );
+    assert!(
+        matches!(state, StreamState::Cancelled | StreamState::Failed),
+        "{state:?}"
+    );
+    until_state(&source, RunState::Paused).await;
+    destination.destroy(Duration::from_millis(200)).await.unwrap();
+    runs_on(&bench, &source).await;
+}
+
 #[tokio::test]
 #[ignore = "needs QEMU"]
 async fn an_unsealed_source_is_restarted_by_qemu_on_a_late_failure() {

@@ -101,20 +101,6 @@ pub enum AcceleratorChoice {
     Forced(Accelerator),
 }
 
-impl std::str::FromStr for AcceleratorChoice {
-    type Err = String;
-
-    /// Reads `auto`, `kvm` or `tcg`.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "kvm" => Ok(Self::Forced(Accelerator::Kvm)),
-            "tcg" => Ok(Self::Forced(Accelerator::Tcg)),
-            _ => Err(format!("{text:?} is none of auto, kvm and tcg")),
-        }
-    }
-}
-
 /// How the driver is set up.
 #[derive(Clone, Debug)]
 pub struct QemuConfig {
