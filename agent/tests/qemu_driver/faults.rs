@@ -102,13 +102,14 @@ async fn a_sealed_source_stays_stopped_when_its_destination_dies_before_the_swit
     println!("from the fault to running: {} ms", begin.elapsed().as_millis());
 }
 
-/// In the very switchover: the destination freezes before it has acknowledged.
+/// In the very switchover: the destination freezes before it has acknowledged. Where the sockets' buffers are full,
+/// QEMU at the source does not answer now: it writes under its big lock.
 async fn frozen_in_the_switchover(bench: &Bench) -> (Arc<dyn Guest>, Arc<dyn Guest>) {
     let (source, destination) = brought_to(bench, When::BeforeSwitchover, true).await;
+    let mut events = source.subscribe();
     signal(&destination, Signal::STOP);
     source.switch_over().await.unwrap();
-    until_stream(&source, StreamState::SwitchingOver).await;
-    assert_eq!(source.run_state().await.unwrap(), RunState::StoppedForMigration);
+    until(&mut events, GuestEventKind::Stream(StreamState::SwitchingOver)).await;
     (source, destination)
 }
 
