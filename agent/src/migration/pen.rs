@@ -2,14 +2,16 @@
 //! wait for the disk, and a line is on its way without a detour over a pool of threads.
 
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use serde::Serialize;
 
 use super::journal::{Journal, JournalError, Line};
 
-/// The one writer of a migration's journal. Dropped, it writes what it was given and ends.
+/// The one writer of a migration's journal. Dropped, it writes what it was given before it is gone.
 pub struct Pen<E> {
     lines: Option<mpsc::Sender<Line<E>>>,
+    writer: Option<JoinHandle<()>>,
 }
 
 impl<E: Serialize + Send + 'static> Pen<E> {
@@ -26,19 +28,29 @@ impl<E: Serialize + Send + 'static> Pen<E> {
                 answer(line, outcome);
             }
         });
-        // Without a thread nothing is written, and every line is answered so.
-        let lines = match spawned {
-            Ok(_) => Some(lines),
+        match spawned {
+            Ok(writer) => Self { lines: Some(lines), writer: Some(writer) },
+            // Without a thread nothing is written, and every line is answered so.
             Err(error) => {
                 tracing::error!(%error, "no thread for a migration's journal");
-                None
+                Self { lines: None, writer: None }
             }
-        };
-        Self { lines }
+        }
     }
 
     /// Writes a line; `false` if it never will be answered.
     pub fn write(&self, line: Line<E>) -> bool {
         self.lines.as_ref().is_some_and(|lines| lines.send(line).is_ok())
+    }
+}
+
+impl<E> Drop for Pen<E> {
+    fn drop(&mut self) {
+        self.lines = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the writer of a migration's journal has panicked");
+        }
     }
 }

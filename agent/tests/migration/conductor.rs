@@ -1,0 +1,213 @@
+//! Conducts a migration between two hosts' agents as the controller does: with the driver's own machine, orders
+//! again until the reports move on, keepalives, and the record.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use godwit_agent::migration::{Migrations, Records};
+use godwit_handover::{Cause, Decision, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms};
+use godwit_protocol::{GuestName, Order, OrderAnswer, Side, Update};
+
+/// How long a migration may take, faults included.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// The guest's record.
+#[derive(Clone)]
+pub struct Record(pub Arc<Mutex<RecordView>>);
+
+impl Record {
+    pub fn new(terms: &Terms) -> Self {
+        Self(Arc::new(Mutex::new(RecordView {
+            holder: terms.source.clone(),
+            epoch: terms.epoch,
+            migration: None,
+            decision: Decision::None,
+        })))
+    }
+
+    pub fn view(&self) -> RecordView {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Records for Record {
+    async fn read(&self, _guest: &str) -> Option<RecordView> {
+        Some(self.view())
+    }
+}
+
+pub struct Conductor {
+    pub terms: Terms,
+    pub record: Record,
+    pub driver: Driver,
+    pub max_downtime: Duration,
+    definition: Option<Vec<u8>>,
+    /// The last update of each side.
+    pub source: Option<Update>,
+    pub destination: Option<Update>,
+    refusals: Vec<String>,
+}
+
+impl Conductor {
+    pub fn new(terms: &Terms, record: &Record) -> Self {
+        Self {
+            terms: terms.clone(),
+            record: record.clone(),
+            driver: Driver::new(terms.clone()),
+            max_downtime: Duration::from_millis(300),
+            definition: None,
+            source: None,
+            destination: None,
+            refusals: Vec::new(),
+        }
+    }
+
+    pub fn feel(&mut self, event: DriverEvent) {
+        self.driver = self.driver.step(event).0;
+    }
+
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.driver.stand() {
+            Stand::Ended(outcome) => Some(outcome),
+            Stand::Waiting { .. } => None,
+        }
+    }
+
+    /// Takes in how both sides stand now.
+    pub async fn hear(&mut self, source: &Migrations, destination: &Migrations) {
+        if let Some(update) = now(source, &self.terms).await {
+            let report = match update.side {
+                Some(Side::Source(report)) => Some(report),
+                Some(Side::Destination(_)) | None => None,
+            };
+            self.source = Some(update);
+            self.feel(DriverEvent::Source(report));
+        }
+        if let Some(update) = now(destination, &self.terms).await {
+            let report = match &update.side {
+                Some(Side::Destination(report)) => Some(report.clone()),
+                Some(Side::Source(_)) | None => None,
+            };
+            self.destination = Some(update);
+            self.feel(DriverEvent::Destination(report));
+        }
+    }
+
+    /// One round: keepalives, reports, and the orders that follow from them.
+    pub async fn round(&mut self, source: &Migrations, destination: &Migrations) {
+        for side in [source, destination] {
+            // Refused before the side knows the migration.
+            let _ = side.keep_alive(&self.terms, true, Duration::from_secs(30));
+        }
+        self.hear(source, destination).await;
+        for effect in self.driver.next() {
+            self.give(effect, source, destination).await;
+        }
+    }
+
+    async fn give(&mut self, effect: DriverEffect, source: &Migrations, destination: &Migrations) {
+        let order = match effect {
+            DriverEffect::ArmRecord => {
+                let view = {
+                    let mut record = self.record.0.lock().unwrap();
+                    record.migration = Some(self.terms.migration.clone());
+                    record.clone()
+                };
+                return self.feel(DriverEvent::Record(view));
+            }
+            DriverEffect::AdvanceRecord => {
+                let view = {
+                    let mut record = self.record.0.lock().unwrap();
+                    record.decision = Decision::Committed;
+                    record.holder = self.terms.destination.clone();
+                    record.epoch = self.terms.epoch + 1;
+                    record.clone()
+                };
+                return self.feel(DriverEvent::Record(view));
+            }
+            DriverEffect::DecideRecord(decision) => {
+                let view = {
+                    let mut record = self.record.0.lock().unwrap();
+                    record.decision = decision;
+                    record.clone()
+                };
+                return self.feel(DriverEvent::Record(view));
+            }
+            DriverEffect::Begin => (source, Order::Begin { max_downtime: self.max_downtime }),
+            DriverEffect::Prepare => {
+                let guest = GuestName {
+                    uid: self.terms.guest.clone(),
+                    namespace: "default".into(),
+                    name: "g".into(),
+                };
+                // A conductor that came back has to ask for it again.
+                if self.definition.is_none()
+                    && let Ok(OrderAnswer::Begun { definition }) =
+                        source.order(&self.terms, Order::Begin { max_downtime: self.max_downtime }).await
+                {
+                    self.definition = Some(definition);
+                }
+                let Some(definition) = self.definition.clone() else { return };
+                (destination, Order::Prepare { guest, definition })
+            }
+            DriverEffect::Perform(channel) => (source, Order::Perform(channel)),
+            DriverEffect::Ready => (source, Order::Ready),
+            DriverEffect::Finish(go) => (destination, Order::Finish(go)),
+            DriverEffect::Confirm => (source, Order::Confirm),
+            DriverEffect::AbortSource(cause) => (source, Order::AbortSource(cause)),
+            DriverEffect::AbortDestination(cause) => (destination, Order::AbortDestination(cause)),
+            DriverEffect::Settle => (source, Order::Settle),
+        };
+        let (side, order) = order;
+        let name = order.name();
+        match side.order(&self.terms, order).await {
+            Ok(OrderAnswer::Begun { definition }) => self.definition = Some(definition),
+            Ok(OrderAnswer::Taken) => {}
+            Err(fault) => {
+                self.refusals.push(format!("{name}: {} ({})", fault.reason, fault.message));
+                if name == "Prepare" || name == "Begin" {
+                    self.feel(DriverEvent::OrderFailed(Cause::DestinationFailed));
+                }
+            }
+        }
+    }
+
+    /// Goes on until the migration has ended.
+    pub async fn conduct(&mut self, source: &Migrations, destination: &Migrations) -> Outcome {
+        self.until(source, destination, |c| c.outcome().is_some()).await;
+        self.outcome().unwrap()
+    }
+
+    pub async fn until(
+        &mut self,
+        source: &Migrations,
+        destination: &Migrations,
+        done: impl Fn(&Self) -> bool,
+    ) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < SOON, "it does not end: {}", self.story());
+            self.round(source, destination).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub fn story(&self) -> String {
+        format!(
+            "{:?}\nsource: {:?}\ndestination: {:?}\nrefusals: {:?}",
+            self.driver.stand(),
+            self.source,
+            self.destination,
+            self.refusals.iter().rev().take(5).collect::<Vec<_>>()
+        )
+    }
+}
+
+/// How a migration stands at a side, if that is known.
+pub async fn now(side: &Migrations, terms: &Terms) -> Option<Update> {
+    let mut updates = Box::pin(side.watch(&terms.migration));
+    tokio::time::timeout(Duration::from_millis(5), updates.next()).await.ok().flatten()
+}
