@@ -12,6 +12,8 @@ use crate::world::{self, Order, SMALL_PASS, SourceTodo, World};
 #[derive(Clone, Debug)]
 pub struct Migration {
     pub faults: u8,
+    /// The kinds of fault that may happen; `None`: all.
+    pub only: Option<&'static [Action]>,
     pub mutant: Option<Mutant>,
 }
 
@@ -122,7 +124,13 @@ impl Migration {
         self.see(w, actions);
         self.hypervisors(w, actions);
         if w.faults_left > 0 {
-            self.faults(w, actions);
+            let mut faults = vec![];
+            self.faults(w, &mut faults);
+            actions.extend(
+                faults
+                    .into_iter()
+                    .filter(|fault| self.only.is_none_or(|only| only.contains(fault))),
+            );
         }
     }
 
