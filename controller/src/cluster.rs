@@ -7,6 +7,7 @@ use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::Store;
 use kube::{Client, Resource, ResourceExt};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -44,6 +45,7 @@ pub struct Cluster {
     pub tasks: TaskTracker,
     /// The first stage of the shutdown.
     pub shutdown: CancellationToken,
+    seen: watch::Sender<bool>,
     recorder: Recorder,
 }
 
@@ -72,6 +74,7 @@ impl Cluster {
             guests,
             migrations,
             hosts,
+            seen: watch::Sender::new(false),
             drivers: Drivers::default(),
             starts: Starts::default(),
             tasks: TaskTracker::new(),
@@ -81,9 +84,29 @@ impl Cluster {
 
     /// Waits until each watch has seen everything once.
     pub async fn seen(&self) -> Result<(), WatchEnded> {
-        self.guests.wait_until_ready().await.map_err(|_| WatchEnded)?;
-        self.migrations.wait_until_ready().await.map_err(|_| WatchEnded)?;
-        self.hosts.wait_until_ready().await.map_err(|_| WatchEnded)
+        self.seen.subscribe().wait_for(|seen| *seen).await.map(|_| ()).map_err(|_| WatchEnded)
+    }
+
+    /// Watches over the watches, for all who wait in [`Self::seen`]. To be run once, in the task that runs the
+    /// controllers: a store wakes only the last task that has asked it, and each controller asks its own.
+    pub async fn wait_until_seen(&self) -> Result<(), WatchEnded> {
+        let seen = async {
+            self.guests.wait_until_ready().await.map_err(|_| WatchEnded)?;
+            self.migrations.wait_until_ready().await.map_err(|_| WatchEnded)?;
+            self.hosts.wait_until_ready().await.map_err(|_| WatchEnded)
+        };
+        tokio::pin!(seen);
+        // The ticks ask again, so that not even a lost waking keeps anyone waiting.
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+        loop {
+            tokio::select! {
+                ended = &mut seen => {
+                    self.seen.send_replace(ended.is_ok());
+                    return ended;
+                }
+                _ = ticks.tick() => {}
+            }
+        }
     }
 
     /// The hosts by name.

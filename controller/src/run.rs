@@ -157,7 +157,7 @@ pub async fn work(
         .run(migration::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachineMigration", done) });
     let ready = async {
-        if cluster.seen().await.is_ok() {
+        if cluster.wait_until_seen().await.is_ok() {
             health.watching();
             tracing::info!("every watch has seen everything once");
         }

@@ -297,15 +297,14 @@ impl Drive {
             | Category::Conflict
             | Category::Internal => false,
         };
-        let host = role.host(&self.terms).to_owned();
         let side = self.side(role);
         side.connection = None;
         side.alive.send_replace(None);
         side.silent_since.get_or_insert_with(Instant::now);
         side.silent_because = Some(fault.clone());
         if forbidding && !self.armed() {
-            self.refuse(Cause::PathNotProven, failure::refused(&host, &fault));
-        } else if let Some(failed) = needs_a_person(&host, &fault) {
+            self.refuse(Cause::PathNotProven, failure::refused(&fault));
+        } else if let Some(failed) = needs_a_person(&fault) {
             self.blocked = Some(failed);
         }
         self.look();
@@ -496,9 +495,9 @@ impl Drive {
                 Role::Source => Cause::HypervisorRefused,
                 Role::Destination => Cause::DestinationFailed,
             };
-            self.clues.refused.get_or_insert_with(|| (host, fault.clone()));
+            self.clues.refused.get_or_insert_with(|| fault.clone());
             self.step(DriverEvent::OrderFailed(cause));
-        } else if let Some(failed) = needs_a_person(&host, fault) {
+        } else if let Some(failed) = needs_a_person(fault) {
             self.blocked = Some(failed);
         }
     }
@@ -658,7 +657,7 @@ impl Drive {
                 SourceReport::Streaming
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -674,7 +673,7 @@ impl Drive {
         match self.driver.source() {
             SideView::Reported(
                 SourceReport::Switching { .. }
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Died,
@@ -703,7 +702,7 @@ impl Drive {
             | SideView::Reported(
                 SourceReport::Begun
                 | SourceReport::Streaming
-                | SourceReport::InDoubt
+                | SourceReport::InDoubt { .. }
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)
@@ -764,9 +763,9 @@ fn key_of(effect: &DriverEffect) -> Key {
 }
 
 /// A fault that only a person can mend, if it is one.
-fn needs_a_person(host: &str, fault: &Fault) -> Option<Failed> {
+fn needs_a_person(fault: &Fault) -> Option<Failed> {
     let reason = Reason::from_word(&fault.reason)?;
     [Reason::JournalNewer, Reason::JournalDamaged, Reason::RecordMissing]
         .contains(&reason)
-        .then(|| failure::refused(host, fault))
+        .then(|| failure::refused(fault))
 }

@@ -9,8 +9,8 @@ use crate::reason::MigrationReason as Reason;
 /// What is known about why a migration ended without the guest having moved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Clues {
-    /// The fault with which an agent refused an order, and the host's name.
-    pub refused: Option<(String, Fault)>,
+    /// The fault with which an agent refused an order; its message names the host.
+    pub refused: Option<Fault>,
     /// Why the driver itself gave up.
     pub own: Option<Failed>,
     /// The destination's own word and words about its last failure.
@@ -25,8 +25,8 @@ pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
     if cause == Cause::Cancelled {
         return tell(Reason::Cancelled, "The migration was cancelled before the handover.");
     }
-    if let Some((host, fault)) = &clues.refused {
-        return refused(host, fault);
+    if let Some(fault) = &clues.refused {
+        return refused(fault);
     }
     if let Some(own) = &clues.own {
         return own.clone();
@@ -64,9 +64,9 @@ pub fn lost(cause: Cause, clues: &Clues) -> Failed {
 }
 
 /// How an agent's refusal is told.
-pub fn refused(host: &str, fault: &Fault) -> Failed {
+pub fn refused(fault: &Fault) -> Failed {
     let reason = Reason::from_word(&fault.reason).unwrap_or(Reason::InternalError);
-    tell(reason, &format!("{host}: {}", sentence(&fault.message)))
+    tell(reason, &sentence(&fault.message))
 }
 
 /// A failure with what to do about it.
@@ -196,20 +196,20 @@ mod tests {
 
     #[test]
     fn an_agents_refusal_keeps_its_word_and_words() {
-        let fault = Fault::new(Category::Lacking, "PortsExhausted", "Each of the 10 ports is in use");
-        let clues = Clues { refused: Some(("host-b".into(), fault)), ..Clues::default() };
+        let fault = Fault::new(Category::Lacking, "PortsExhausted", "Prepare at host host-b: Each of the 10 ports is in use");
+        let clues = Clues { refused: Some(fault), ..Clues::default() };
         let failed = given_up(Cause::DestinationFailed, &clues, &terms());
         assert_eq!(failed.reason, Reason::PortsExhausted);
         assert_eq!(
             failed.message,
-            "host-b: Each of the 10 ports is in use. Wait for other migrations, or widen the port range of that host."
+            "Prepare at host host-b: Each of the 10 ports is in use. Wait for other migrations, or widen the port range of that host."
         );
     }
 
     #[test]
     fn a_cancellation_stays_one() {
         let fault = Fault::new(Category::Conflict, "NameTaken", "x");
-        let clues = Clues { refused: Some(("host-b".into(), fault)), ..Clues::default() };
+        let clues = Clues { refused: Some(fault), ..Clues::default() };
         assert_eq!(given_up(Cause::Cancelled, &clues, &terms()).reason, Reason::Cancelled);
     }
 
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_word_that_is_not_in_the_table_is_not_passed_on() {
         let fault = Fault::new(Category::Internal, "Surprise", "what?");
-        assert_eq!(refused("host-a", &fault).reason, Reason::InternalError);
+        assert_eq!(refused(&fault).reason, Reason::InternalError);
         let clues = Clues { source: ("Surprise".into(), String::new()), ..Clues::default() };
         assert_eq!(given_up(Cause::SourceDied, &clues, &terms()).reason, Reason::SourceHypervisorDied);
     }

@@ -1,0 +1,198 @@
+//! Migrations from create to end.
+
+use std::time::Duration;
+
+use godwit_crds::{Decision, VirtualMachine, VirtualMachineMigration};
+use godwit_protocol::{Category, Fault};
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::world::{World, condition};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_guest_moves_and_moves_back() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let (a, b) = (world.hosts["a"].clone(), world.hosts["b"].clone());
+    let started = tokio::time::Instant::now();
+    world.migrate("there", "web", &b).await;
+    let status = world.until_phase("there", "Succeeded").await;
+    eprintln!("create to Succeeded: {:?}", started.elapsed());
+
+    assert_eq!(world.orders("a"), ["Begin", "Perform", "Ready", "Confirm"]);
+    assert_eq!(world.orders("b"), ["Prepare", "Finish"]);
+    let record = world.record(&guest).await.unwrap().spec;
+    assert_eq!((record.holder.as_str(), record.epoch, record.decision), (b.as_str(), 2, Decision::Committed));
+    assert_eq!((status.source.as_deref(), status.destination.as_deref()), (Some(a.as_str()), Some(b.as_str())));
+    assert_eq!(status.epoch, Some(1));
+    for (type_, reason) in [("Accepted", "Accepted"), ("Succeeded", "Succeeded"), ("NeedsDecision", "NotNeeded")] {
+        assert_eq!(condition(&status.conditions, type_), Some(reason));
+    }
+    let phases: Vec<_> = status.timeline.iter().map(|times| format!("{:?}", times.phase)).collect();
+    assert_eq!(phases, ["Begin", "Prepare", "Perform", "Finish", "Confirm"]);
+    assert!(status.timeline.iter().all(|times| times.ended_at.as_ref().is_some_and(|end| *end >= times.started_at)));
+    assert_eq!(status.progress.unwrap().percent, "100 %");
+    // The destination's clock is five seconds ahead; the downtime is not.
+    let downtime = status.downtime.unwrap();
+    assert!(downtime.stop_to_resume_micros < 1_000_000, "{downtime:?}");
+    assert!((downtime.clock_offset_micros - 5_000_000).abs() < 500_000, "{downtime:?}");
+    assert!(downtime.sealed);
+    world
+        .until::<VirtualMachine>("web", |guest| {
+            (guest.status.as_ref()?.host.as_ref() == Some(&b)).then(|| guest.clone())
+        })
+        .await;
+
+    world.migrate("back", "web", &a).await;
+    world.until_phase("back", "Succeeded").await;
+    let record = world.record(&guest).await.unwrap().spec;
+    assert_eq!((record.holder.as_str(), record.epoch), (a.as_str(), 3));
+    assert_eq!(
+        world.events("back").await,
+        ["Begin", "Prepare", "Perform", "Finish", "Confirm", "Succeeded"]
+    );
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn bad_requests_are_refused_with_their_reasons() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    for (name, guest, to, reason) in [
+        ("unknown-guest", "nobody", world.hosts["b"].as_str(), "VirtualMachineNotFound"),
+        ("unknown-host", "web", "nowhere", "HostNotFound"),
+        ("same-host", "web", world.hosts["a"].as_str(), "SameHost"),
+    ] {
+        world.migrate(name, guest, to).await;
+        let status = world.until_phase(name, "Failed").await;
+        assert_eq!(status.failure.unwrap().reason, reason);
+        assert_eq!(condition(&status.conditions, "Accepted"), Some(reason));
+        assert_eq!(world.events(name).await, [reason]);
+    }
+    assert_eq!(world.record(&guest).await.unwrap().spec.migration, None);
+    assert_eq!(world.orders("a"), Vec::<String>::new());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn an_agents_refusal_is_told_and_the_next_attempt_is_free() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let refusal = Fault::new(Category::Lacking, "PortsExhausted", "Each port is in use.");
+    world.agents["b"].agent.script.lock().unwrap().refuse_prepare = Some(refusal);
+    world.migrate("first", "web", &world.hosts["b"]).await;
+    let failure = world.until_phase("first", "Failed").await.failure.unwrap();
+    assert_eq!(failure.reason, "PortsExhausted");
+    assert!(failure.message.contains("Each port is in use."), "{}", failure.message);
+    assert_eq!(world.record(&guest).await.unwrap().spec.decision, Decision::Aborted);
+    assert_eq!(world.orders("a"), ["Begin", "AbortSource"]);
+
+    world.agents["b"].agent.script.lock().unwrap().refuse_prepare = None;
+    world.migrate("second", "web", &world.hosts["b"]).await;
+    world.until_phase("second", "Succeeded").await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_migration_is_cancelled_by_word_and_by_deletion() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    world.agents["a"].agent.script.lock().unwrap().endless = true;
+    let api = world.api::<VirtualMachineMigration>();
+
+    world.migrate("word", "web", &world.hosts["b"]).await;
+    world.until_phase("word", "Perform").await;
+    let cancel = Patch::Merge(json!({ "spec": { "cancel": true } }));
+    api.patch("word", &PatchParams::default(), &cancel).await.unwrap();
+    let status = world.until_phase("word", "Cancelled").await;
+    assert_eq!(condition(&status.conditions, "Cancelled"), Some("Cancelled"));
+    assert_eq!(status.failure.unwrap().reason, "Cancelled");
+
+    world.migrate("deletion", "web", &world.hosts["b"]).await;
+    world.until_phase("deletion", "Perform").await;
+    api.delete("deletion", &DeleteParams::default()).await.unwrap();
+    world.until_gone::<VirtualMachineMigration>("deletion").await;
+    let record = world.record(&guest).await.unwrap().spec;
+    assert_eq!((record.holder.as_str(), record.decision), (world.hosts["a"].as_str(), Decision::Aborted));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_second_migration_of_the_same_guest_is_refused() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    world.agents["a"].agent.script.lock().unwrap().endless = true;
+    world.migrate("first", "web", &world.hosts["b"]).await;
+    world.until_phase("first", "Perform").await;
+    world.migrate("second", "web", &world.hosts["b"]).await;
+    let failure = world.until_phase("second", "Failed").await.failure.unwrap();
+    assert_eq!(failure.reason, "AnotherMigrationActive");
+    assert!(failure.message.contains("first"), "{}", failure.message);
+    let first = world.api::<VirtualMachineMigration>().get("first").await.unwrap();
+    let armed = world.record(&guest).await.unwrap().spec.migration.unwrap();
+    assert_eq!(Some(armed.uid), first.uid());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_killed_controller_is_followed_by_one_that_goes_on() {
+    let mut world = World::new().await;
+    world.running_guest("web").await;
+    world.agents["a"].agent.script.lock().unwrap().endless = true;
+    world.migrate("move", "web", &world.hosts["b"]).await;
+    let before = world.until_phase("move", "Perform").await;
+    world.kill_controller().await;
+
+    // The guest is stopped and loaded while nobody drives.
+    let migration = world.api::<VirtualMachineMigration>().get("move").await.unwrap().uid().unwrap();
+    use godwit_handover::{DestinationReport, SourceReport};
+    use godwit_protocol::Side;
+    let switching = SourceReport::Switching { sealed: true, ready: false };
+    let source = world.agents["a"].agent.updates(&migration);
+    source.send_modify(|update| update.side = Some(Side::Source(switching)));
+    let destination = world.agents["b"].agent.updates(&migration);
+    destination.send_modify(|update| update.side = Some(Side::Destination(DestinationReport::Loaded)));
+
+    world.start_controller();
+    let after = world.until_phase("move", "Succeeded").await;
+    assert_eq!(after.timeline[..2], before.timeline[..2], "earlier times are kept");
+    assert_eq!(after.timeline[2].started_at, before.timeline[2].started_at);
+    assert_eq!(world.orders("a"), ["Begin", "Perform", "Ready", "Confirm"]);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn at_rest_nothing_is_written() {
+    let mut world = World::new().await;
+    world.running_guest("web").await;
+    world.migrate("move", "web", &world.hosts["b"]).await;
+    world.until_phase("move", "Succeeded").await;
+    let uid = world.api::<VirtualMachine>().get("web").await.unwrap().uid().unwrap();
+    world
+        .host_status(
+            &world.hosts["b"],
+            json!([{ "uid": uid, "namespace": world.namespace, "name": "web", "state": "Running", "epoch": 2,
+                "since": "2026-01-01T00:00:00Z" }]),
+        )
+        .await;
+    world
+        .until::<VirtualMachine>("web", |guest| {
+            guest.status.as_ref()?.since.as_ref().filter(|since| *since == "2026-01-01T00:00:00Z").map(|_| guest.clone())
+        })
+        .await;
+    world.stop_controller().await;
+    // A new controller looks at everything once, and finds nothing to write.
+    let before = world.writes();
+    world.start_controller();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.writes(), before);
+    world.end().await;
+}
