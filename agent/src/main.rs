@@ -55,10 +55,12 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "GODWIT_LOG_FORMAT")]
     log_format: LogFormat,
     /// What is logged, for example `info` or `info,godwit_agent::migration=debug`.
-    #[arg(long, value_name = "FILTER", default_value = "info", env = "GODWIT_LOG")]
+    #[arg(long, value_name = "FILTER", default_value = DEFAULT_LOG, env = "GODWIT_LOG")]
     log: String,
 }
 
+/// The client of the API server reports each failed request as an error; the agent says itself what it makes of it.
+const DEFAULT_LOG: &str = "info,kube_client::client::builder=off";
 const EXIT_CODES: &str = "Exit codes: 0 stopped by SIGTERM or SIGINT; 1 could not begin or go on; 2 wrong arguments or configuration.";
 
 #[derive(Clone, Copy, ValueEnum)]

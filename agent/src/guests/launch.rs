@@ -19,7 +19,7 @@ use super::process;
 use super::record::{GuestEntry, Standing};
 use super::slot::{Here, Known, Process, Slot};
 use super::types::GuestIdentity;
-use crate::hypervisor::{Guest, HypervisorError, Launch, Start};
+use crate::hypervisor::{Guest, HypervisorError, Launch, ProcessRecord, Start};
 use crate::pools::PoolError;
 use crate::state::RecordFile;
 use crate::taps::{TapError, tap_name};
@@ -247,33 +247,45 @@ impl Inner {
 
     /// Ends the guest's process for certain, and forgets the guest.
     pub(super) async fn destroy_and_forget(&self, slot: &Slot) -> Result<(), GuestError> {
-        let known = slot.here(|here| (here.process.clone(), here.entry.standing.process().cloned()))?;
+        let known = slot.here(|here| {
+            here.ending = true;
+            (here.process.clone(), here.entry.standing.process().cloned())
+        })?;
         let Some((process, recorded)) = known else {
             return Ok(());
         };
-        match (process, recorded) {
-            (Process::Gone(_), _) => {}
-            (Process::Alive(guest), _) => guest
-                .destroy(DESTROY_DEADLINE)
-                .await
-                .map_err(GuestError::Hypervisor)?,
-            (Process::Silent | Process::Launching, Some(recorded)) => {
-                process::kill(&recorded, KILL_DEADLINE)
-                    .await
-                    .map_err(|source| system("End the guest's process", source))?;
-            }
-            (Process::Silent | Process::Launching, None) => {
-                return Err(GuestError::HypervisorSilent(format!(
-                    "A process uses the directory of guest {} and cannot be told to be the guest's",
-                    slot.uid
-                )));
-            }
+        if let Err(error) = self.end(slot, process, recorded).await {
+            slot.here(|here| here.ending = false)?;
+            return Err(error);
         }
         slot.here(|here| {
             here.process = Process::Gone("it was ended".into());
             here.state = GuestState::ShutOff;
         })?;
         self.forget(slot).await
+    }
+
+    /// Ends a guest's process for certain.
+    async fn end(
+        &self,
+        slot: &Slot,
+        process: Process,
+        recorded: Option<ProcessRecord>,
+    ) -> Result<(), GuestError> {
+        match (process, recorded) {
+            (Process::Gone(_), _) => Ok(()),
+            (Process::Alive(guest), _) => guest
+                .destroy(DESTROY_DEADLINE)
+                .await
+                .map_err(GuestError::Hypervisor),
+            (Process::Silent | Process::Launching, Some(recorded)) => process::kill(&recorded, KILL_DEADLINE)
+                .await
+                .map_err(|source| system("End the guest's process", source)),
+            (Process::Silent | Process::Launching, None) => Err(GuestError::HypervisorSilent(format!(
+                "A process uses the directory of guest {} and cannot be told to be the guest's",
+                slot.uid
+            ))),
+        }
     }
 
     /// Removes everything that is left of a guest whose process is gone. The record goes last, so that a crash in

@@ -36,22 +36,24 @@ impl Inner {
 
     /// The guest's process is gone, by its pidfd.
     fn died(&self, slot: &Slot, guest: &Arc<dyn Guest>) {
-        let _ = slot.here(|here| {
+        let noted = slot.here(|here| {
             let same = matches!(&here.process, Process::Alive(current) if Arc::ptr_eq(current, guest));
-            if same {
-                let why = if here.state == GuestState::ShutOff {
-                    "it ended after the guest had powered off"
-                } else {
-                    "it ended by itself"
-                };
-                here.process = Process::Gone(why.into());
-                here.note = Some(format!("The guest's process is gone: {why}"));
-                if here.state != GuestState::ShutOff {
-                    here.state = GuestState::Crashed;
-                }
+            if !same || here.ending {
+                return false;
             }
+            let why = if here.state == GuestState::ShutOff {
+                "it ended after the guest had powered off"
+            } else {
+                here.state = GuestState::Crashed;
+                "it ended by itself"
+            };
+            here.process = Process::Gone(why.into());
+            here.note = Some(format!("The guest's process is gone: {why}"));
+            true
         });
-        warn!(guest = %slot.uid, "the guest's process is gone");
+        if matches!(noted, Ok(Some(true))) {
+            warn!(guest = %slot.uid, "the guest's process is gone");
+        }
         self.changed();
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Here {
     pub(super) protected: Option<Terms>,
     /// For people: why it is not as expected.
     pub(super) note: Option<String>,
+    /// Its process is being ended by an order: its end is no news.
+    pub(super) ending: bool,
     /// Keeps `state` true.
     pub(super) watcher: Option<AbortHandle>,
 }
@@ -90,6 +92,7 @@ impl Here {
             state: GuestState::Starting,
             protected: None,
             note: None,
+            ending: false,
             watcher: None,
         }
     }

@@ -235,3 +235,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         }))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a failing test may panic")]
+mod tests;
