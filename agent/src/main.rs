@@ -136,7 +136,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let tls = ServerTls::load(&config.tls_files()).context("load the certificate")?;
     match tls.identity() {
         PeerIdentity::Host(host) if *host == config.host => {}
-        other => bail!(
+        other @ (PeerIdentity::Host(_) | PeerIdentity::Controller) => bail!(
             "the certificate is that of {other}, and this is host {}",
             config.host
         ),

@@ -290,6 +290,13 @@ fn write_id(root: &OwnedFd) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use std::os::unix::fs::symlink;
 

@@ -244,6 +244,13 @@ fn interface(at: usize, interface: &Interface) -> Result<(), DefinitionError> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;

@@ -131,6 +131,13 @@ fn names(pid: u32, directory: &Path) -> bool {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
