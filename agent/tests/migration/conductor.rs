@@ -188,10 +188,15 @@ impl Conductor {
         done: impl Fn(&Self) -> bool,
     ) {
         let start = Instant::now();
+        let mut news = futures::stream::select(
+            Box::pin(source.watch(&self.terms.migration)),
+            Box::pin(destination.watch(&self.terms.migration)),
+        );
         while !done(self) {
             assert!(start.elapsed() < SOON, "it does not end: {}", self.story());
             self.round(source, destination).await;
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            // At once at each change, and again soon without one.
+            let _ = tokio::time::timeout(Duration::from_millis(20), news.next()).await;
         }
     }
 

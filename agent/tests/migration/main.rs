@@ -13,4 +13,5 @@ mod conductor;
 mod faults;
 mod played;
 mod plain;
+mod real;
 mod world;
