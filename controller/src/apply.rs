@@ -15,6 +15,9 @@ use crate::cluster::NAME;
 /// How long the API server may take over one request; it is counted as unreachable then.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// How often a compare-and-swap is tried when others write at the same time.
+const ATTEMPTS: usize = 5;
+
 /// The answer of the API server, or that there was none in time: whether a write was made is not known then.
 pub async fn within<T>(answer: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
     match tokio::time::timeout(ANSWER_WITHIN, answer).await {
@@ -45,27 +48,39 @@ pub fn gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found() || status.is_conflict())
 }
 
-/// Adds a finalizer, or takes it away; on exactly the object that was read.
+/// Adds a finalizer, or takes it away; on the object of exactly this UID. One that is gone has no finalizer.
 pub async fn finalizer<K>(api: &Api<K>, object: &K, finalizer: &str, present: bool) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
-    if object.finalizers().iter().any(|name| name == finalizer) == present {
-        return Ok(());
-    }
-    let mut finalizers: Vec<_> = object.finalizers().iter().filter(|name| *name != finalizer).cloned().collect();
-    if present {
-        finalizers.push(finalizer.into());
-    }
-    // The resourceVersion makes it a compare-and-swap: the list of finalizers is others' too.
-    let patch = json!({ "metadata": {
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-        "finalizers": finalizers,
-    }});
-    match within(api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if !present && status.is_not_found() => Ok(()),
-        Err(error) => Err(error),
+    let mut metadata = object.meta().clone();
+    let mut attempts = 0;
+    loop {
+        let held = metadata.finalizers.unwrap_or_default();
+        if held.iter().any(|name| name == finalizer) == present {
+            return Ok(());
+        }
+        let mut finalizers: Vec<_> = held.into_iter().filter(|name| name != finalizer).collect();
+        if present {
+            finalizers.push(finalizer.into());
+        }
+        // The resourceVersion makes it a compare-and-swap: the list of finalizers is others' too.
+        let patch = json!({ "metadata": {
+            "uid": object.uid(),
+            "resourceVersion": metadata.resource_version,
+            "finalizers": finalizers,
+        }});
+        attempts += 1;
+        match within(api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if !present && status.is_not_found() => return Ok(()),
+            Err(kube::Error::Api(status)) if status.is_conflict() && attempts < ATTEMPTS => {}
+            Err(error) => return Err(error),
+        }
+        // Somebody was faster, or our own status was: look again.
+        match within(api.get_metadata_opt(&object.name_any())).await? {
+            Some(now) if now.metadata.uid == object.meta().uid => metadata = now.metadata,
+            Some(_) | None => return Ok(()),
+        }
     }
 }
