@@ -11,3 +11,4 @@ pub mod pools;
 pub mod server;
 pub mod state;
 pub mod taps;
+pub mod tun;

@@ -54,8 +54,8 @@ pub struct Plan<'a> {
     pub initramfs: Option<i32>,
     /// One descriptor for each disk, and whether it is a block device.
     pub disks: &'a [PlannedDisk],
-    /// One tap device for each interface.
-    pub taps: &'a [String],
+    /// One opened tap device for each interface.
+    pub taps: &'a [i32],
 }
 
 /// A disk's descriptor.
@@ -240,7 +240,7 @@ fn interfaces(argv: &mut Argv, plan: &Plan<'_>) -> Result<(), String> {
         let backend = format!("net-{name}");
         argv.json(
             "-netdev",
-            json!({"type": "tap", "id": backend, "ifname": word(tap, "a tap device's name")?, "script": "no", "downscript": "no"}),
+            json!({"type": "tap", "id": backend, "fd": tap.to_string()}),
         );
         // No boot ROM: it would be one more part that must be alike at both ends.
         argv.device(
@@ -384,11 +384,7 @@ mod tests {
         serde_json::from_value(whole).unwrap()
     }
 
-    fn plan<'a>(
-        definition: &'a VirtualMachineSpec,
-        disks: &'a [PlannedDisk],
-        taps: &'a [String],
-    ) -> Plan<'a> {
+    fn plan<'a>(definition: &'a VirtualMachineSpec, disks: &'a [PlannedDisk], taps: &'a [i32]) -> Plan<'a> {
         Plan {
             uid: uuid::Uuid::from_u128(7),
             name: "web1",
@@ -525,8 +521,7 @@ mod tests {
             .map(|name| json!({"name": name, "bridge": "br0", "mac": "52:54:00:00:00:01"}))
             .collect();
         let definition = definition(json!({"disks": disks, "interfaces": interfaces}));
-        let taps: Vec<String> = names('t', MAX_INTERFACES).collect();
-        let argv = arguments(&plan(&definition, &[DISK; MAX_DISKS], &taps)).unwrap();
+        let argv = arguments(&plan(&definition, &[DISK; MAX_DISKS], &[30; MAX_INTERFACES])).unwrap();
         let mut slots: Vec<String> = values(&argv, "-device")
             .iter()
             .filter_map(|device| {
@@ -553,7 +548,7 @@ mod tests {
             .is_err()
         );
         assert!(arguments(&plan(&plain, &[DISK], &[])).is_err());
-        assert!(arguments(&plan(&plain, &[], &["tap0".into()])).is_err());
+        assert!(arguments(&plan(&plain, &[], &[30])).is_err());
         let long = format!("/{}", "d".repeat(100));
         assert!(
             arguments(&Plan {
@@ -567,12 +562,11 @@ mod tests {
     proptest! {
         // Whatever the strings are, none opens another key or another option.
         #[test]
-        fn no_string_breaks_out(name in "\\PC{0,30}", model in "\\PC{0,30}", directory in "/\\PC{0,30}", tap in "\\PC{0,20}") {
+        fn no_string_breaks_out(name in "\\PC{0,30}", model in "\\PC{0,30}", directory in "/\\PC{0,30}") {
             let definition = definition(json!({"cpu": {"count": 1, "model": model}, "interfaces": [{"name": "a", "bridge": "b", "mac": "52:54:00:00:00:01"}]}));
-            let taps = [tap];
-            let planned = Plan { name: &name, directory: &directory, ..plan(&definition, &[], &taps) };
+            let planned = Plan { name: &name, directory: &directory, ..plan(&definition, &[], &[30]) };
             if let Ok(argv) = arguments(&planned) {
-                for text in [&name, &definition.cpu.model, &directory, &taps[0]] {
+                for text in [&name, &definition.cpu.model, &directory] {
                     prop_assert!(!text.contains([',', ' ', '=', '"', '\\', '%']), "{text}");
                 }
                 prop_assert_eq!(values(&argv, "-cpu"), [format!("{},enforce=on", definition.cpu.model)]);

@@ -257,6 +257,12 @@ fn start(
                 block_device: opened.block_device,
             });
         }
+        let mut taps = Vec::new();
+        for tap in &launch.taps {
+            let opened = crate::tun::open(tap)
+                .map_err(|error| system(&format!("opening the tap device {tap}"), error))?;
+            taps.push(inherited.add(opened));
+        }
         let plan = argv::Plan {
             uid,
             name: &launch.name,
@@ -269,7 +275,7 @@ fn start(
             kernel,
             initramfs,
             disks: &disks,
-            taps: &launch.taps,
+            taps: &taps,
         };
         let arguments = argv::arguments(&plan).map_err(HypervisorError::Refused)?;
         let log =
