@@ -246,6 +246,12 @@ fn hand_over(stream: TcpStream) -> Result<OwnedFd, ChannelError> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};

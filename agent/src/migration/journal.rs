@@ -182,9 +182,10 @@ impl Journal {
         let temporary = directory.join(format!("{}{NEW_SUFFIX}", head.migration));
         let failed = |action: &'static str, source: io::Error| {
             let _ = fs::remove_file(&temporary);
-            match source.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => JournalError::DiskFull { path: path.clone() },
-                _ => JournalError::System { action, path: path.clone(), source },
+            if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+                JournalError::DiskFull { path: path.clone() }
+            } else {
+                JournalError::System { action, path: path.clone(), source }
             }
         };
         if path.exists() {
@@ -442,6 +443,12 @@ fn read_lines(bytes: &[u8]) -> Result<Lines<'_>, String> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
     use godwit_handover::{Cause, Go, GoEvidence, SourceEntry, Terms, Wanted};

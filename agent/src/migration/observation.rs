@@ -112,6 +112,12 @@ pub fn at_destination(report: &DestinationReport, run: RunState, stream: &Stream
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
     use godwit_handover::Cause;
