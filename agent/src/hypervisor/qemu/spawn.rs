@@ -69,9 +69,8 @@ pub fn spawn(
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.for_child()?)
-        .stderr(log.for_child()?)
-        // Not ours: an interrupt for the agent is not for its guests.
-        .process_group(0);
+        .stderr(log.for_child()?);
+    own_session(&mut command);
     if let Some(user) = user {
         // Supplementary groups are dropped with it.
         command.uid(user).gid(user);
@@ -80,6 +79,20 @@ pub fn spawn(
         .fd_mappings(inherited.mappings)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     command.spawn()
+}
+
+/// Gives the child a session of its own. An interrupt for the agent is not for its guests; and a group of its own
+/// would not do: when the agent ends, the kernel sends SIGHUP, which ends QEMU, to every group that this leaves
+/// without a parent in its session and in which a process is stopped.
+#[allow(unsafe_code, reason = "a hook between fork and exec has no safe form")]
+fn own_session(command: &mut Command) {
+    // SAFETY: the hook makes one system call, which is safe between fork and exec, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
 }
 
 /// Makes sure that `user` can open a kernel's file again through `/proc/self/fd`, which QEMU does: as it is if
@@ -142,6 +155,24 @@ mod tests {
         .unwrap();
         child.wait().unwrap();
         assert_eq!(log.tail(), "0 1 2 10 11 second");
+    }
+
+    #[test]
+    fn a_child_has_a_session_of_its_own() {
+        let log = Log::in_memory().unwrap();
+        let mut child = spawn(
+            Path::new("/bin/sleep"),
+            &["60".into()],
+            Inherited::default(),
+            None,
+            &log,
+        )
+        .unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let session = rustix::process::getsid(Some(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(session.unwrap(), pid);
     }
 
     #[test]
