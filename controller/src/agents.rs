@@ -29,7 +29,10 @@ pub struct Agents {
 impl Agents {
     /// None is made yet.
     pub fn new(tls: ClientTls) -> Self {
-        Self { tls, slots: Mutex::default() }
+        Self {
+            tls,
+            slots: Mutex::default(),
+        }
     }
 
     /// A connection to the agent of `host`, the one at hand if it leads to `endpoint`.
@@ -39,12 +42,20 @@ impl Agents {
     pub async fn connect(&self, host: &str, endpoint: &str) -> Result<Connection, Fault> {
         let slot = self.slot(host);
         let mut held = slot.connection.lock().await;
-        if let Some(connection) = held.1.as_ref().filter(|connection| connection.endpoint == endpoint) {
+        if let Some(connection) = held
+            .1
+            .as_ref()
+            .filter(|connection| connection.endpoint == endpoint)
+        {
             return Ok(connection.clone());
         }
         let client = AgentClient::connect(endpoint, host, &self.tls).await?;
         held.0 += 1;
-        let connection = Connection { client, number: held.0, endpoint: endpoint.to_owned() };
+        let connection = Connection {
+            client,
+            number: held.0,
+            endpoint: endpoint.to_owned(),
+        };
         held.1 = Some(connection.clone());
         tracing::debug!(host, endpoint, "connected");
         Ok(connection)
@@ -54,7 +65,11 @@ impl Agents {
     pub async fn dropped(&self, host: &str, dead: &Connection) {
         let slot = self.slot(host);
         let mut held = slot.connection.lock().await;
-        if held.1.as_ref().is_some_and(|connection| connection.number == dead.number) {
+        if held
+            .1
+            .as_ref()
+            .is_some_and(|connection| connection.number == dead.number)
+        {
             held.1 = None;
         }
     }

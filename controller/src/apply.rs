@@ -22,7 +22,9 @@ const ATTEMPTS: usize = 5;
 pub async fn within<T>(answer: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
     match tokio::time::timeout(ANSWER_WITHIN, answer).await {
         Ok(answer) => answer,
-        Err(_) => Err(kube::Error::Service("the API server did not answer within 5 s".into())),
+        Err(_) => Err(kube::Error::Service(
+            "the API server did not answer within 5 s".into(),
+        )),
     }
 }
 
@@ -40,7 +42,9 @@ where
         "status": status,
     });
     let params = PatchParams::apply(NAME).force();
-    within(api.patch_status(&object.name_any(), &params, &Patch::Apply(&patch))).await.map(|_| ())
+    within(api.patch_status(&object.name_any(), &params, &Patch::Apply(&patch)))
+        .await
+        .map(|_| ())
 }
 
 /// Whether a write failed because the object is not there any more, or is another one by now.
@@ -71,7 +75,9 @@ where
             "finalizers": finalizers,
         }});
         attempts += 1;
-        match within(api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await {
+        match within(api.patch_metadata(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)))
+            .await
+        {
             Ok(_) => return Ok(()),
             Err(kube::Error::Api(status)) if !present && status.is_not_found() => return Ok(()),
             Err(kube::Error::Api(status)) if status.is_conflict() && attempts < ATTEMPTS => {}

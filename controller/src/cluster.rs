@@ -65,7 +65,10 @@ impl Cluster {
         hosts: Store<VirtualMachineHost>,
         shutdown: CancellationToken,
     ) -> Self {
-        let reporter = Reporter { controller: NAME.into(), instance: Some(NAME.into()) };
+        let reporter = Reporter {
+            controller: NAME.into(),
+            instance: Some(NAME.into()),
+        };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
@@ -84,7 +87,12 @@ impl Cluster {
 
     /// Waits until each watch has seen everything once.
     pub async fn seen(&self) -> Result<(), WatchEnded> {
-        self.seen.subscribe().wait_for(|seen| *seen).await.map(|_| ()).map_err(|_| WatchEnded)
+        self.seen
+            .subscribe()
+            .wait_for(|seen| *seen)
+            .await
+            .map(|_| ())
+            .map_err(|_| WatchEnded)
     }
 
     /// Watches over the watches, for all who wait in [`Self::seen`]. To be run once, in the task that runs the
@@ -111,12 +119,18 @@ impl Cluster {
 
     /// The hosts by name.
     pub fn hosts_by_name(&self) -> BTreeMap<String, VirtualMachineHost> {
-        self.hosts.state().into_iter().map(|host| (host.name_any(), Arc::unwrap_or_clone(host))).collect()
+        self.hosts
+            .state()
+            .into_iter()
+            .map(|host| (host.name_any(), Arc::unwrap_or_clone(host)))
+            .collect()
     }
 
     /// Where the host's agent listens.
     pub fn endpoint(&self, host: &str) -> Option<String> {
-        self.hosts.find(|known| known.name_any() == host).map(|host| host.spec.endpoint.clone())
+        self.hosts
+            .find(|known| known.name_any() == host)
+            .map(|host| host.spec.endpoint.clone())
     }
 
     /// Makes a connection to the host's agent, for whoever needs it next.
@@ -136,7 +150,11 @@ impl Cluster {
         let reference = object.object_ref(&());
         for notice in notices {
             let event = Event {
-                type_: if notice.warning { EventType::Warning } else { EventType::Normal },
+                type_: if notice.warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
                 action: notice.reason.clone(),
                 reason: notice.reason,
                 note: Some(bounded(notice.note)),

@@ -5,9 +5,9 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -72,13 +72,18 @@ impl Health {
         let silent = self.silent_for();
         match path {
             "/livez" if silent <= ALIVE_WITHIN => (StatusCode::OK, "ok\n"),
-            "/livez" => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered for five minutes\n"),
-            "/readyz" if !self.reached.load(Ordering::Relaxed) || silent > READY_WITHIN => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the API server does not answer\n")
-            }
-            "/readyz" if self.leading.load(Ordering::Relaxed) && !self.watching.load(Ordering::Relaxed) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the watches have not seen everything yet\n")
-            }
+            "/livez" => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the API server has not answered for five minutes\n",
+            ),
+            "/readyz" if !self.reached.load(Ordering::Relaxed) || silent > READY_WITHIN => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the API server does not answer\n",
+            ),
+            "/readyz" if self.leading.load(Ordering::Relaxed) && !self.watching.load(Ordering::Relaxed) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the watches have not seen everything yet\n",
+            ),
             "/readyz" => (StatusCode::OK, "ok\n"),
             _ => (StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
         }
@@ -123,6 +128,12 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 

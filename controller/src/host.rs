@@ -43,9 +43,14 @@ impl Renewals {
             }
             None => {
                 let age = renewed_at.map_or(EXPIRES_AFTER, |at| {
-                    Duration::try_from(now.duration_since(at)).unwrap_or_default().min(EXPIRES_AFTER)
+                    Duration::try_from(now.duration_since(at))
+                        .unwrap_or_default()
+                        .min(EXPIRES_AFTER)
                 });
-                self.seen.insert(host.into(), (renewed_at, instant.checked_sub(age).unwrap_or(instant)));
+                self.seen.insert(
+                    host.into(),
+                    (renewed_at, instant.checked_sub(age).unwrap_or(instant)),
+                );
             }
         }
     }
@@ -57,7 +62,9 @@ impl Renewals {
 
     /// Whether the host had a Lease and let it run out. A host without one (outside the cluster) is not judged.
     fn expired(&self, host: &str, instant: Instant) -> bool {
-        self.seen.get(host).is_some_and(|(_, at)| instant.duration_since(*at) >= EXPIRES_AFTER)
+        self.seen
+            .get(host)
+            .is_some_and(|(_, at)| instant.duration_since(*at) >= EXPIRES_AFTER)
     }
 }
 
@@ -72,7 +79,9 @@ fn verdict(host: &VirtualMachineHost, now: Timestamp) -> Option<Condition> {
         type_: "Ready".into(),
         status: ConditionStatus::Unknown,
         reason: LEASE_EXPIRED.into(),
-        message: "The agent has not renewed its Lease; its guests may well run. Look at the agent and the host.".into(),
+        message:
+            "The agent has not renewed its Lease; its guests may well run. Look at the agent and the host."
+                .into(),
         last_transition_time: rfc3339(now),
         observed_generation: host.meta().generation.unwrap_or(0),
     })
@@ -113,7 +122,9 @@ async fn look(cluster: &Cluster, renewals: &Renewals) {
         if !renewals.expired(&name, now) {
             continue;
         }
-        let Some(condition) = verdict(&host, Timestamp::now()) else { continue };
+        let Some(condition) = verdict(&host, Timestamp::now()) else {
+            continue;
+        };
         tracing::warn!(host = name, "the Lease has run out");
         let api: Api<VirtualMachineHost> = Api::all(cluster.client.clone());
         let patch = json!({
@@ -130,6 +141,12 @@ async fn look(cluster: &Cluster, renewals: &Renewals) {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
     use crate::samples::host;
@@ -171,7 +188,10 @@ mod tests {
     fn it_is_written_once() {
         let mut host = host("a");
         let condition = verdict(&host, at(5)).unwrap();
-        assert_eq!((condition.status, condition.reason.as_str()), (ConditionStatus::Unknown, "LeaseExpired"));
+        assert_eq!(
+            (condition.status, condition.reason.as_str()),
+            (ConditionStatus::Unknown, "LeaseExpired")
+        );
         host.status.as_mut().unwrap().conditions = vec![condition];
         assert_eq!(verdict(&host, at(9)), None);
     }

@@ -36,14 +36,20 @@ enum Move {
 /// What to do about the Lease. `unchanged_for`: how long this process has seen it unchanged, which counts where the
 /// clocks differ; its own times count too, since nothing that matters rests on them.
 fn judge(lease: Option<&LeaseSpec>, me: &str, now: Timestamp, unchanged_for: Duration) -> Move {
-    let holder = lease.and_then(|lease| lease.holder_identity.as_deref()).filter(|holder| !holder.is_empty());
+    let holder = lease
+        .and_then(|lease| lease.holder_identity.as_deref())
+        .filter(|holder| !holder.is_empty());
     let ours = holder == Some(me);
     let duration = lease
         .and_then(|lease| lease.lease_duration_seconds)
         .and_then(|seconds| u64::try_from(seconds).ok())
         .map_or(DURATION, Duration::from_secs);
-    let renewed = lease.and_then(|lease| lease.renew_time.as_ref()).map(|time| time.0);
-    let old = renewed.is_none_or(|at| now.duration_since(at) > jiff::SignedDuration::try_from(duration).unwrap_or_default());
+    let renewed = lease
+        .and_then(|lease| lease.renew_time.as_ref())
+        .map(|time| time.0);
+    let old = renewed.is_none_or(|at| {
+        now.duration_since(at) > jiff::SignedDuration::try_from(duration).unwrap_or_default()
+    });
     if holder.is_some() && !ours && !old && unchanged_for < duration {
         return Move::Wait;
     }
@@ -53,8 +59,16 @@ fn judge(lease: Option<&LeaseSpec>, me: &str, now: Timestamp, unchanged_for: Dur
         holder_identity: Some(me.into()),
         lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
         renew_time: Some(MicroTime(now)),
-        acquire_time: if ours { before.acquire_time } else { Some(MicroTime(now)) },
-        lease_transitions: Some(if ours || lease.is_none() { transitions } else { transitions.saturating_add(1) }),
+        acquire_time: if ours {
+            before.acquire_time
+        } else {
+            Some(MicroTime(now))
+        },
+        lease_transitions: Some(if ours || lease.is_none() {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        }),
         ..before
     }))
 }
@@ -69,7 +83,11 @@ pub struct Candidate {
 impl Candidate {
     /// `me` is this process's name; no two have the same.
     pub fn new(client: kube::Client, namespace: &str, me: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), me, seen: None }
+        Self {
+            api: Api::namespaced(client, namespace),
+            me,
+            seen: None,
+        }
     }
 
     /// Waits until this process leads; false at the shutdown.
@@ -131,12 +149,17 @@ impl Candidate {
             let Some(mut lease) = within(self.api.get_opt(LEASE)).await? else {
                 return Ok(());
             };
-            let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(&self.me))
+            let Some(spec) = lease
+                .spec
+                .as_mut()
+                .filter(|spec| spec.holder_identity.as_deref() == Some(&self.me))
             else {
                 return Ok(());
             };
             spec.holder_identity = Some(String::new());
-            within(self.api.replace(LEASE, &PostParams::default(), &lease)).await.map(|_| ())
+            within(self.api.replace(LEASE, &PostParams::default(), &lease))
+                .await
+                .map(|_| ())
         };
         if let Err(error) = released.await {
             tracing::warn!(%error, "the Lease was not released");
@@ -162,8 +185,14 @@ impl Candidate {
                 within(self.api.replace(LEASE, &PostParams::default(), &lease)).await
             }
             None => {
-                let metadata = ObjectMeta { name: Some(LEASE.into()), ..ObjectMeta::default() };
-                let lease = Lease { metadata, spec: Some(*next) };
+                let metadata = ObjectMeta {
+                    name: Some(LEASE.into()),
+                    ..ObjectMeta::default()
+                };
+                let lease = Lease {
+                    metadata,
+                    spec: Some(*next),
+                };
                 within(self.api.create(&PostParams::default(), &lease)).await
             }
         };
@@ -177,6 +206,12 @@ impl Candidate {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -208,13 +243,25 @@ mod tests {
         assert_eq!(judge(Some(&lease), "b", at(115), Duration::ZERO), Move::Wait);
         assert_eq!(taken(Some(&lease), "b", 116).lease_transitions, Some(1));
         // A leader whose clock is ahead is judged by what was seen of it.
-        assert_eq!(judge(Some(&lease), "b", at(50), Duration::from_secs(14)), Move::Wait);
-        assert!(matches!(judge(Some(&lease), "b", at(50), DURATION), Move::Take(_)));
+        assert_eq!(
+            judge(Some(&lease), "b", at(50), Duration::from_secs(14)),
+            Move::Wait
+        );
+        assert!(matches!(
+            judge(Some(&lease), "b", at(50), DURATION),
+            Move::Take(_)
+        ));
     }
 
     #[test]
     fn a_released_lease_is_free_at_once() {
-        let released = LeaseSpec { holder_identity: Some(String::new()), ..taken(None, "a", 100) };
-        assert_eq!(taken(Some(&released), "b", 101).holder_identity.as_deref(), Some("b"));
+        let released = LeaseSpec {
+            holder_identity: Some(String::new()),
+            ..taken(None, "a", 100)
+        };
+        assert_eq!(
+            taken(Some(&released), "b", 101).holder_identity.as_deref(),
+            Some("b")
+        );
     }
 }

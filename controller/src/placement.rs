@@ -52,7 +52,11 @@ pub fn fits(
         return Err(Misfit::NotReady("its agent has not reported yet".into()));
     };
     // One hypervisor has to have both.
-    if !status.hypervisors.iter().any(|h| h.machine_types.contains(&spec.machine.type_)) {
+    if !status
+        .hypervisors
+        .iter()
+        .any(|h| h.machine_types.contains(&spec.machine.type_))
+    {
         return Err(Misfit::MachineTypeMissing);
     }
     if !status
@@ -62,13 +66,16 @@ pub fn fits(
     {
         return Err(Misfit::CpuModelMissing);
     }
-    if let Some(pool) =
-        pool_files(spec).map(|f| &f.pool).find(|pool| !status.pools.iter().any(|p| p.name == **pool))
+    if let Some(pool) = pool_files(spec)
+        .map(|f| &f.pool)
+        .find(|pool| !status.pools.iter().any(|p| p.name == **pool))
     {
         return Err(Misfit::PoolMissing(pool.clone()));
     }
     let needed = memory_bytes(&spec.memory).unwrap_or(u64::MAX);
-    let available = available_memory(host).saturating_add(returned).saturating_sub(promised);
+    let available = available_memory(host)
+        .saturating_add(returned)
+        .saturating_sub(promised);
     if available < needed {
         return Err(Misfit::InsufficientMemory { needed, available });
     }
@@ -131,7 +138,12 @@ impl std::fmt::Display for Misfit {
             Self::MachineTypeMissing => f.write_str("lacks the machine type"),
             Self::CpuModelMissing => f.write_str("lacks the CPU model"),
             Self::InsufficientMemory { needed, available } => {
-                write!(f, "has {} MiB of the {} MiB of memory needed", available >> 20, needed >> 20)
+                write!(
+                    f,
+                    "has {} MiB of the {} MiB of memory needed",
+                    available >> 20,
+                    needed >> 20
+                )
             }
             Self::PoolMissing(pool) => write!(f, "lacks the pool {pool}"),
         }
@@ -139,6 +151,12 @@ impl std::fmt::Display for Misfit {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
     use crate::samples::{host, spec};
@@ -153,30 +171,48 @@ mod tests {
     fn each_need_is_named() {
         assert_eq!(fits(&spec(), &host("a"), 0, 0), Ok(()));
         let not_ready = with(|s| s.conditions[0].status = ConditionStatus::Unknown);
-        assert!(matches!(fits(&spec(), &not_ready, 0, 0), Err(Misfit::NotReady(_))));
-        let bare = VirtualMachineHost { status: None, ..host("a") };
+        assert!(matches!(
+            fits(&spec(), &not_ready, 0, 0),
+            Err(Misfit::NotReady(_))
+        ));
+        let bare = VirtualMachineHost {
+            status: None,
+            ..host("a")
+        };
         assert!(matches!(fits(&spec(), &bare, 0, 0), Err(Misfit::NotReady(_))));
         let no_type = with(|s| s.hypervisors[0].machine_types.clear());
         assert_eq!(fits(&spec(), &no_type, 0, 0), Err(Misfit::MachineTypeMissing));
         let no_model = with(|s| s.hypervisors[0].cpu_models.clear());
         assert_eq!(fits(&spec(), &no_model, 0, 0), Err(Misfit::CpuModelMissing));
         let no_pool = with(|s| s.pools.clear());
-        assert_eq!(fits(&spec(), &no_pool, 0, 0), Err(Misfit::PoolMissing("default".into())));
+        assert_eq!(
+            fits(&spec(), &no_pool, 0, 0),
+            Err(Misfit::PoolMissing("default".into()))
+        );
     }
 
     #[test]
     fn memory_is_met_to_the_byte() {
         let exact = with(|s| s.available.as_mut().unwrap().memory = "512Mi".into());
         assert_eq!(fits(&spec(), &exact, 0, 0), Ok(()));
-        assert!(matches!(fits(&spec(), &exact, 1, 0), Err(Misfit::InsufficientMemory { .. })));
+        assert!(matches!(
+            fits(&spec(), &exact, 1, 0),
+            Err(Misfit::InsufficientMemory { .. })
+        ));
         assert_eq!(fits(&spec(), &exact, 1, 1), Ok(()));
         let less = with(|s| s.available.as_mut().unwrap().memory = "511Mi".into());
         assert_eq!(
             fits(&spec(), &less, 0, 0),
-            Err(Misfit::InsufficientMemory { needed: 512 << 20, available: 511 << 20 })
+            Err(Misfit::InsufficientMemory {
+                needed: 512 << 20,
+                available: 511 << 20
+            })
         );
         let unknown = with(|s| s.available = None);
-        assert!(matches!(fits(&spec(), &unknown, 0, 0), Err(Misfit::InsufficientMemory { .. })));
+        assert!(matches!(
+            fits(&spec(), &unknown, 0, 0),
+            Err(Misfit::InsufficientMemory { .. })
+        ));
     }
 
     #[test]
@@ -186,10 +222,16 @@ mod tests {
         assert_eq!(place(&spec(), [&full, &roomy], &BTreeMap::new()), Ok("b".into()));
         let promised = BTreeMap::from([("b".to_owned(), 4096 << 20)]);
         assert_eq!(place(&spec(), [&full, &roomy], &promised), Ok("a".into()));
-        assert_eq!(place(&spec(), [&host("d"), &host("c")], &BTreeMap::new()), Ok("c".into()));
+        assert_eq!(
+            place(&spec(), [&host("d"), &host("c")], &BTreeMap::new()),
+            Ok("c".into())
+        );
         let mut busy = host("c");
         busy.status.as_mut().unwrap().guest_count = 1;
-        assert_eq!(place(&spec(), [&busy, &host("d")], &BTreeMap::new()), Ok("d".into()));
+        assert_eq!(
+            place(&spec(), [&busy, &host("d")], &BTreeMap::new()),
+            Ok("d".into())
+        );
     }
 
     #[test]

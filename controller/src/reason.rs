@@ -57,6 +57,12 @@ reasons! {
 pub const LEASE_EXPIRED: &str = "LeaseExpired";
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use std::collections::BTreeSet;
 
@@ -94,7 +100,10 @@ mod tests {
 
     #[test]
     fn words_are_read_back() {
-        assert_eq!(MigrationReason::from_word("NameTaken"), Some(MigrationReason::NameTaken));
+        assert_eq!(
+            MigrationReason::from_word("NameTaken"),
+            Some(MigrationReason::NameTaken)
+        );
         assert_eq!(MigrationReason::from_word("nameTaken"), None);
     }
 }

@@ -115,7 +115,10 @@ pub fn arm(record: &GuestRecordSpec, terms: &Terms) -> Change {
         }),
         decision: Decision::None,
         started: false,
-        evidence: format!("armed to move the guest from {} to {}", terms.source, terms.destination),
+        evidence: format!(
+            "armed to move the guest from {} to {}",
+            terms.source, terms.destination
+        ),
         ..record.clone()
     }))
 }
@@ -139,9 +142,7 @@ pub fn advance(record: &GuestRecordSpec, terms: &Terms) -> Change {
             }))
         }
         Decision::None | Decision::Committed => held_otherwise(record),
-        Decision::Aborted | Decision::Reverted => {
-            Change::Refuse(Refused::DecidedOtherwise(record.decision))
-        }
+        Decision::Aborted | Decision::Reverted => Change::Refuse(Refused::DecidedOtherwise(record.decision)),
     }
 }
 
@@ -164,16 +165,26 @@ pub fn decide(record: &GuestRecordSpec, terms: &Terms, decision: Decision) -> Ch
     }
     let evidence = match decision {
         Decision::Aborted => format!("{} reported that it keeps the guest", terms.source),
-        Decision::Reverted => format!("{} reported that its copy is gone and never ran", terms.destination),
+        Decision::Reverted => format!(
+            "{} reported that its copy is gone and never ran",
+            terms.destination
+        ),
         Decision::None | Decision::Committed => {
             return Change::Refuse(Refused::DecidedOtherwise(record.decision));
         }
     };
-    Change::Write(Box::new(GuestRecordSpec { decision, evidence, ..record.clone() }))
+    Change::Write(Box::new(GuestRecordSpec {
+        decision,
+        evidence,
+        ..record.clone()
+    }))
 }
 
 fn armed_for(record: &GuestRecordSpec, terms: &Terms) -> bool {
-    record.migration.as_ref().is_some_and(|armed| armed.uid == terms.migration)
+    record
+        .migration
+        .as_ref()
+        .is_some_and(|armed| armed.uid == terms.migration)
 }
 
 fn held_by_source(record: &GuestRecordSpec, terms: &Terms) -> bool {
@@ -181,7 +192,10 @@ fn held_by_source(record: &GuestRecordSpec, terms: &Terms) -> bool {
 }
 
 fn held_otherwise(record: &GuestRecordSpec) -> Change {
-    Change::Refuse(Refused::HeldOtherwise { holder: record.holder.clone(), epoch: record.epoch })
+    Change::Refuse(Refused::HeldOtherwise {
+        holder: record.holder.clone(),
+        epoch: record.epoch,
+    })
 }
 
 /// The record in the words of the handover.
@@ -223,7 +237,10 @@ pub struct Records {
 impl Records {
     /// `writer` names this process in what it writes; no two processes have the same.
     pub fn new(client: Client, writer: String) -> Self {
-        Self { api: Api::all(client), writer }
+        Self {
+            api: Api::all(client),
+            writer,
+        }
     }
 
     /// The record as the API server has it now (a quorum read, never a cache); `None` if there is none.
@@ -286,8 +303,10 @@ impl Records {
     pub async fn remove(&self, record: &GuestRecord) -> Result<(), kube::Error> {
         let name = record.name_any();
         if record.meta().deletion_timestamp.is_none() {
-            let exactly_this = DeleteParams::default()
-                .preconditions(Preconditions { uid: record.uid(), resource_version: record.resource_version() });
+            let exactly_this = DeleteParams::default().preconditions(Preconditions {
+                uid: record.uid(),
+                resource_version: record.resource_version(),
+            });
             match within(self.api.delete(&name, &exactly_this)).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
@@ -297,8 +316,13 @@ impl Records {
         let Some(mut left) = self.read(&name).await? else {
             return Ok(());
         };
-        left.meta_mut().finalizers =
-            Some(left.finalizers().iter().filter(|name| *name != FINALIZER).cloned().collect());
+        left.meta_mut().finalizers = Some(
+            left.finalizers()
+                .iter()
+                .filter(|name| *name != FINALIZER)
+                .cloned()
+                .collect(),
+        );
         match within(self.api.replace(&name, &PostParams::default(), &left)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
@@ -308,6 +332,12 @@ impl Records {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -322,8 +352,15 @@ mod tests {
     }
 
     fn fresh() -> GuestRecordSpec {
-        let guest = GuestReference { namespace: "n".into(), name: "vm".into(), uid: "g".into() };
-        GuestRecordSpec { epoch: 3, ..first(guest, "a") }
+        let guest = GuestReference {
+            namespace: "n".into(),
+            name: "vm".into(),
+            uid: "g".into(),
+        };
+        GuestRecordSpec {
+            epoch: 3,
+            ..first(guest, "a")
+        }
     }
 
     fn written(change: Change) -> GuestRecordSpec {
@@ -348,8 +385,13 @@ mod tests {
         assert_eq!(terms_of_armed(&advanced, "m"), Some(terms()));
         assert_eq!(terms_of_armed(&advanced, "other"), None);
 
-        let back =
-            Terms { migration: "m2".into(), epoch: 4, source: "b".into(), destination: "a".into(), ..terms() };
+        let back = Terms {
+            migration: "m2".into(),
+            epoch: 4,
+            source: "b".into(),
+            destination: "a".into(),
+            ..terms()
+        };
         let armed = written(arm(&advanced, &back));
         assert_eq!(terms_of_armed(&armed, "m2"), Some(back));
     }
@@ -357,25 +399,49 @@ mod tests {
     #[test]
     fn one_migration_at_a_time() {
         let armed = written(arm(&fresh(), &terms()));
-        let other = Terms { migration: "m2".into(), ..terms() };
-        assert_eq!(arm(&armed, &other), Change::Refuse(Refused::ArmedForOther("m".into())));
+        let other = Terms {
+            migration: "m2".into(),
+            ..terms()
+        };
+        assert_eq!(
+            arm(&armed, &other),
+            Change::Refuse(Refused::ArmedForOther("m".into()))
+        );
         // A commitment that was not advanced is not final.
-        let committed = GuestRecordSpec { decision: Decision::Committed, ..armed.clone() };
-        assert_eq!(arm(&committed, &other), Change::Refuse(Refused::ArmedForOther("m".into())));
+        let committed = GuestRecordSpec {
+            decision: Decision::Committed,
+            ..armed.clone()
+        };
+        assert_eq!(
+            arm(&committed, &other),
+            Change::Refuse(Refused::ArmedForOther("m".into()))
+        );
         let aborted = written(decide(&armed, &terms(), Decision::Aborted));
         assert_eq!(written(arm(&aborted, &other)).migration.unwrap().uid, "m2");
     }
 
     #[test]
     fn terms_that_the_record_has_left_behind_are_refused() {
-        for old in [Terms { epoch: 2, ..terms() }, Terms { source: "c".into(), ..terms() }] {
+        for old in [
+            Terms { epoch: 2, ..terms() },
+            Terms {
+                source: "c".into(),
+                ..terms()
+            },
+        ] {
             assert_eq!(
                 arm(&fresh(), &old),
-                Change::Refuse(Refused::HeldOtherwise { holder: "a".into(), epoch: 3 })
+                Change::Refuse(Refused::HeldOtherwise {
+                    holder: "a".into(),
+                    epoch: 3
+                })
             );
         }
         assert!(matches!(advance(&fresh(), &terms()), Change::Refuse(_)));
-        assert!(matches!(decide(&fresh(), &terms(), Decision::Aborted), Change::Refuse(_)));
+        assert!(matches!(
+            decide(&fresh(), &terms(), Decision::Aborted),
+            Change::Refuse(_)
+        ));
     }
 
     #[test]
@@ -395,8 +461,17 @@ mod tests {
                 Change::Refuse(Refused::DecidedOtherwise(Decision::Committed))
             );
         }
-        let committed = GuestRecordSpec { decision: Decision::Committed, ..armed };
-        assert!(matches!(decide(&committed, &terms(), Decision::Aborted), Change::Refuse(_)));
-        assert_eq!(written(decide(&committed, &terms(), Decision::Reverted)).decision, Decision::Reverted);
+        let committed = GuestRecordSpec {
+            decision: Decision::Committed,
+            ..armed
+        };
+        assert!(matches!(
+            decide(&committed, &terms(), Decision::Aborted),
+            Change::Refuse(_)
+        ));
+        assert_eq!(
+            written(decide(&committed, &terms(), Decision::Reverted)).decision,
+            Decision::Reverted
+        );
     }
 }

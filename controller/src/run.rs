@@ -74,7 +74,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     }
     health.leading();
     let stop = shutdown.child_token();
-    let work = tokio::spawn(work(client, tls, me, config.namespace, health.clone(), stop.clone()));
+    let work = tokio::spawn(work(
+        client,
+        tls,
+        me,
+        config.namespace,
+        health.clone(),
+        stop.clone(),
+    ));
     candidate.keep(&health, &shutdown).await;
     let lost = !shutdown.is_cancelled();
     stop.cancel();
@@ -91,7 +98,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 async fn client(config: &Config) -> Result<Client, RunError> {
     let config = match &config.kubeconfig {
         Some(file) => {
-            kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default()).await?
+            kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default())
+                .await?
         }
         None => kube::Config::incluster()?,
     };
@@ -109,7 +117,8 @@ pub async fn work(
 ) {
     let settings = controller::Config::default().concurrency(CONCURRENCY);
     let guests = Controller::<VirtualMachine>::new(Api::all(client.clone()), watcher::Config::default());
-    let migrations = Controller::<VirtualMachineMigration>::new(Api::all(client.clone()), watcher::Config::default());
+    let migrations =
+        Controller::<VirtualMachineMigration>::new(Api::all(client.clone()), watcher::Config::default());
     let (hosts, writer) = reflector::store::<VirtualMachineHost>();
     let cluster = Arc::new(Cluster::new(
         client.clone(),
@@ -122,7 +131,10 @@ pub async fn work(
     ));
     let host_watch = reflector::reflector(
         writer,
-        watcher(Api::<VirtualMachineHost>::all(client.clone()), watcher::Config::default()),
+        watcher(
+            Api::<VirtualMachineHost>::all(client.clone()),
+            watcher::Config::default(),
+        ),
     )
     .default_backoff()
     .for_each(|event| async move {
@@ -135,9 +147,11 @@ pub async fn work(
     let of_guest = of_guest(migrations.store());
     let guests = guests
         .with_config(settings.clone())
-        .watches(Api::<GuestRecord>::all(client.clone()), watcher::Config::default(), |record| {
-            Some(ObjectRef::new(&record.spec.guest.name).within(&record.spec.guest.namespace))
-        })
+        .watches(
+            Api::<GuestRecord>::all(client.clone()),
+            watcher::Config::default(),
+            |record| Some(ObjectRef::new(&record.spec.guest.name).within(&record.spec.guest.namespace)),
+        )
         .watches(
             Api::<VirtualMachineMigration>::all(client.clone()),
             watcher::Config::default(),
@@ -146,13 +160,21 @@ pub async fn work(
                 Some(ObjectRef::new(&migration.spec.virtual_machine).within(&namespace))
             },
         )
-        .watches(Api::<VirtualMachineHost>::all(client.clone()), watcher::Config::default(), of_host)
+        .watches(
+            Api::<VirtualMachineHost>::all(client.clone()),
+            watcher::Config::default(),
+            of_host,
+        )
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(guest::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachine", done) });
     let migrations = migrations
         .with_config(settings)
-        .watches(Api::<VirtualMachine>::all(client), watcher::Config::default(), of_guest)
+        .watches(
+            Api::<VirtualMachine>::all(client),
+            watcher::Config::default(),
+            of_guest,
+        )
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(migration::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachineMigration", done) });
@@ -191,7 +213,9 @@ fn log<K: Resource, E: std::error::Error + 'static>(
         Err(controller::Error::ObjectNotFound(_)) => {}
         Err(error) => {
             let causes: Vec<_> =
-                std::iter::successors(std::error::Error::source(&error), |cause| cause.source()).map(ToString::to_string).collect();
+                std::iter::successors(std::error::Error::source(&error), |cause| cause.source())
+                    .map(ToString::to_string)
+                    .collect();
             tracing::warn!(kind, %error, causes = causes.join(": "), "to be tried again");
         }
     }
@@ -209,7 +233,9 @@ fn waiting_for_host(
             .filter(|guest| {
                 let mirrored = guest.status.as_ref().and_then(|status| status.host.as_deref());
                 mirrored.is_none_or(|mirrored| mirrored == name)
-                    || guest.uid().is_some_and(|uid| guest::decide::report(&host, &uid).next().is_some())
+                    || guest
+                        .uid()
+                        .is_some_and(|uid| guest::decide::report(&host, &uid).next().is_some())
             })
             .map(|guest| ObjectRef::from_obj(&*guest))
             .collect()

@@ -1,6 +1,9 @@
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
 //! Objects for unit tests: a host on which everything fits, and a small guest.
 
-use godwit_crds::host::{HostResources, HypervisorStatus, Pool, VirtualMachineHostSpec, VirtualMachineHostStatus};
+use godwit_crds::host::{
+    HostResources, HypervisorStatus, Pool, VirtualMachineHostSpec, VirtualMachineHostStatus,
+};
 use godwit_crds::virtual_machine::{
     Boot, Cpu, KernelBoot, Machine, Persistence, PoolFile, VirtualMachineSpec,
 };
@@ -15,7 +18,12 @@ pub fn host(name: &str) -> VirtualMachineHost {
             migration_addresses: vec!["192.0.2.1".into()],
         },
     );
-    let memory = || Some(HostResources { cpus: 4, memory: "4096Mi".into() });
+    let memory = || {
+        Some(HostResources {
+            cpus: 4,
+            memory: "4096Mi".into(),
+        })
+    };
     host.status = Some(VirtualMachineHostStatus {
         hypervisors: vec![HypervisorStatus {
             name: "qemu".into(),
@@ -26,7 +34,10 @@ pub fn host(name: &str) -> VirtualMachineHost {
         }],
         capacity: memory(),
         available: memory(),
-        pools: vec![Pool { name: "default".into(), id: "shared".into() }],
+        pools: vec![Pool {
+            name: "default".into(),
+            id: "shared".into(),
+        }],
         conditions: vec![Condition {
             type_: "Ready".into(),
             status: ConditionStatus::True,
@@ -45,12 +56,20 @@ pub fn spec() -> VirtualMachineSpec {
     VirtualMachineSpec {
         host: None,
         persistence: Persistence::Persistent,
-        machine: Machine { type_: "pc-q35-10.0".into() },
-        cpu: Cpu { count: 1, model: "qemu64".into() },
+        machine: Machine {
+            type_: "pc-q35-10.0".into(),
+        },
+        cpu: Cpu {
+            count: 1,
+            model: "qemu64".into(),
+        },
         memory: "512Mi".into(),
         boot: Boot {
             kernel: Some(KernelBoot {
-                image: PoolFile { pool: "default".into(), file: "vmlinuz".into() },
+                image: PoolFile {
+                    pool: "default".into(),
+                    file: "vmlinuz".into(),
+                },
                 initramfs: None,
                 command_line: String::new(),
             }),
@@ -74,7 +93,9 @@ pub fn guest(name: &str) -> godwit_crds::VirtualMachine {
 
 /// A migration that was created `second` seconds after the epoch.
 pub fn migration(name: &str, guest: &str, to: &str, second: i64) -> godwit_crds::VirtualMachineMigration {
-    use godwit_crds::migration::{ControlFlow, Destination, Security, SecurityRequirement, Transport, Tuning};
+    use godwit_crds::migration::{
+        ControlFlow, Destination, Security, SecurityRequirement, Transport, Tuning,
+    };
     let mut migration = godwit_crds::VirtualMachineMigration::new(
         name,
         godwit_crds::VirtualMachineMigrationSpec {
@@ -82,7 +103,9 @@ pub fn migration(name: &str, guest: &str, to: &str, second: i64) -> godwit_crds:
             destination: Destination { host: to.into() },
             control_flow: ControlFlow::ManagedDirect,
             transport: Transport::Native,
-            security: Security { require: SecurityRequirement::None },
+            security: Security {
+                require: SecurityRequirement::None,
+            },
             tuning: Tuning::default(),
             cancel: false,
         },
@@ -90,7 +113,8 @@ pub fn migration(name: &str, guest: &str, to: &str, second: i64) -> godwit_crds:
     migration.metadata.namespace = Some("default".into());
     migration.metadata.uid = Some(format!("uid-{name}"));
     migration.metadata.generation = Some(1);
-    migration.metadata.creation_timestamp =
-        jiff::Timestamp::from_second(second).ok().map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time);
+    migration.metadata.creation_timestamp = jiff::Timestamp::from_second(second)
+        .ok()
+        .map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time);
     migration
 }

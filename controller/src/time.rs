@@ -17,12 +17,21 @@ pub fn from_micros(micros: i64) -> Option<String> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
     #[test]
     fn microseconds_are_kept() {
-        assert_eq!(from_micros(1_700_000_000_000_001).as_deref(), Some("2023-11-14T22:13:20.000001Z"));
+        assert_eq!(
+            from_micros(1_700_000_000_000_001).as_deref(),
+            Some("2023-11-14T22:13:20.000001Z")
+        );
         assert_eq!(from_micros(0), None);
         assert_eq!(from_micros(i64::MAX), None);
     }

@@ -106,7 +106,11 @@ pub fn decide(facts: &Facts<'_>) -> Verdict {
             Some(record) => page.with_record(record),
         }
     };
-    Verdict { deed, status: page.status, missing: page.missing }
+    Verdict {
+        deed,
+        status: page.status,
+        missing: page.missing,
+    }
 }
 
 /// The status as it is being written.
@@ -122,7 +126,12 @@ impl<'a> Page<'a> {
         let mut status = facts.guest.status.clone().unwrap_or_default();
         status.observed_generation = facts.guest.meta().generation;
         status.migration = facts.migration.map(Into::into);
-        Self { facts, uid: facts.guest.uid().unwrap_or_default(), status, missing: false }
+        Self {
+            facts,
+            uid: facts.guest.uid().unwrap_or_default(),
+            status,
+            missing: false,
+        }
     }
 
     fn spec(&self) -> &'a VirtualMachineSpec {
@@ -130,7 +139,12 @@ impl<'a> Page<'a> {
     }
 
     fn stopping(&mut self) -> Deed {
-        self.condition("Ready", ConditionStatus::False, Reason::Stopping, "The VirtualMachine is being deleted.");
+        self.condition(
+            "Ready",
+            ConditionStatus::False,
+            Reason::Stopping,
+            "The VirtualMachine is being deleted.",
+        );
         if self.facts.migration.is_some() {
             return Deed::None;
         }
@@ -149,14 +163,23 @@ impl<'a> Page<'a> {
                     "The VirtualMachine is being deleted, and its host {host} is not known any more. Bring the host's \
                      object back, so that it is known that the guest does not run there."
                 );
-                self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+                self.condition(
+                    "Ready",
+                    ConditionStatus::Unknown,
+                    Reason::AgentUnreachable,
+                    &words,
+                );
                 Deed::None
             }
         }
     }
 
     fn without_record(&mut self) -> Deed {
-        let seen_on = self.facts.hosts.values().find(|host| report(host, &self.uid).next().is_some());
+        let seen_on = self
+            .facts
+            .hosts
+            .values()
+            .find(|host| report(host, &self.uid).next().is_some());
         if self.status.epoch.is_some() || seen_on.is_some() {
             self.needs(
                 Reason::RecordMissing,
@@ -182,7 +205,12 @@ impl<'a> Page<'a> {
             }
             Err((reason, words)) => {
                 self.condition("Scheduled", ConditionStatus::False, reason, &words);
-                self.condition("Ready", ConditionStatus::False, Reason::Starting, "No host has been chosen yet.");
+                self.condition(
+                    "Ready",
+                    ConditionStatus::False,
+                    Reason::Starting,
+                    "No host has been chosen yet.",
+                );
                 self.clear();
                 Deed::None
             }
@@ -201,7 +229,9 @@ impl<'a> Page<'a> {
             });
         };
         let Some(host) = self.facts.hosts.get(name) else {
-            let words = format!("There is no VirtualMachineHost {name}. Create the guest again with a host that exists.");
+            let words = format!(
+                "There is no VirtualMachineHost {name}. Create the guest again with a host that exists."
+            );
             return Err((Reason::HostNotFound, words));
         };
         let promised = self.facts.promised.get(name).copied().unwrap_or(0);
@@ -215,7 +245,10 @@ impl<'a> Page<'a> {
                     Misfit::CpuModelMissing => Reason::CpuModelMissing,
                     Misfit::InsufficientMemory { .. } => Reason::InsufficientMemory,
                 };
-                Err((reason, format!("{name}: {misfit}. The guest is started once that has changed.")))
+                Err((
+                    reason,
+                    format!("{name}: {misfit}. The guest is started once that has changed."),
+                ))
             }
         }
     }
@@ -250,7 +283,9 @@ impl<'a> Page<'a> {
         let Some(host) = self.facts.hosts.get(&record.holder).filter(|host| alive(host)) else {
             return self.silent_host(record);
         };
-        let reported = report(host, &self.uid).find(|guest| guest.epoch == record.epoch).cloned();
+        let reported = report(host, &self.uid)
+            .find(|guest| guest.epoch == record.epoch)
+            .cloned();
         if let Some(guest) = reported {
             self.mirror(guest.state, guest.since, &record.holder);
             return Deed::None;
@@ -277,7 +312,10 @@ impl<'a> Page<'a> {
             self.starting();
         }
         match u64::try_from(record.epoch) {
-            Ok(epoch) => Deed::Start { host: record.holder.clone(), epoch },
+            Ok(epoch) => Deed::Start {
+                host: record.holder.clone(),
+                epoch,
+            },
             Err(_) => Deed::None,
         }
     }
@@ -290,7 +328,8 @@ impl<'a> Page<'a> {
             .filter(|(name, _)| **name != record.holder)
             .find(|(_, host)| {
                 report(host, &self.uid).any(|guest| {
-                    guest.epoch >= record.epoch && matches!(guest.state, GuestState::Running | GuestState::Paused)
+                    guest.epoch >= record.epoch
+                        && matches!(guest.state, GuestState::Running | GuestState::Paused)
                 })
             })
             .map(|(name, _)| name.clone())
@@ -302,7 +341,12 @@ impl<'a> Page<'a> {
             "The host {} does not answer; the guest may well run there. Bring the agent or the host back.",
             record.holder
         );
-        self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+        self.condition(
+            "Ready",
+            ConditionStatus::Unknown,
+            Reason::AgentUnreachable,
+            &words,
+        );
         if let Some(Answer::Fault(fault)) = self.facts.answer
             && fault.category == Category::Unavailable
         {
@@ -371,28 +415,53 @@ impl<'a> Page<'a> {
 
     fn refused(&mut self, fault: &Fault, host: &str) {
         self.status.state = Some(GuestState::Starting);
-        if fault.category == Category::Unavailable && Reason::from_word(&fault.reason) != Some(Reason::HypervisorUnavailable) {
-            let words = format!("{}. The same host is asked again.", fault.message.trim_end_matches('.'));
-            self.condition("Ready", ConditionStatus::Unknown, Reason::AgentUnreachable, &words);
+        if fault.category == Category::Unavailable
+            && Reason::from_word(&fault.reason) != Some(Reason::HypervisorUnavailable)
+        {
+            let words = format!(
+                "{}. The same host is asked again.",
+                fault.message.trim_end_matches('.')
+            );
+            self.condition(
+                "Ready",
+                ConditionStatus::Unknown,
+                Reason::AgentUnreachable,
+                &words,
+            );
             self.unanswered(host);
             return;
         }
         let reason = Reason::from_word(&fault.reason).unwrap_or(Reason::DefinitionRefused);
-        let words = format!("{}. It is tried again on the same host.", fault.message.trim_end_matches('.'));
+        let words = format!(
+            "{}. It is tried again on the same host.",
+            fault.message.trim_end_matches('.')
+        );
         self.condition("Ready", ConditionStatus::False, reason, &words);
     }
 
     fn unanswered(&mut self, host: &str) {
-        let words = format!("The order to start the guest was given to {host} and not answered. Bring the host back: it is asked first.");
+        let words = format!(
+            "The order to start the guest was given to {host} and not answered. Bring the host back: it is asked first."
+        );
         self.needs(Reason::StartUnanswered, &words);
     }
 
     fn chosen(&mut self, host: &str) {
-        self.condition("Scheduled", ConditionStatus::True, Reason::HostChosen, &format!("The guest belongs on {host}."));
+        self.condition(
+            "Scheduled",
+            ConditionStatus::True,
+            Reason::HostChosen,
+            &format!("The guest belongs on {host}."),
+        );
     }
 
     fn starting(&mut self) {
-        self.condition("Ready", ConditionStatus::False, Reason::Starting, "The start order is on its way.");
+        self.condition(
+            "Ready",
+            ConditionStatus::False,
+            Reason::Starting,
+            "The start order is on its way.",
+        );
     }
 
     fn needs(&mut self, reason: Reason, words: &str) {
@@ -400,17 +469,30 @@ impl<'a> Page<'a> {
     }
 
     fn clear(&mut self) {
-        self.condition("NeedsDecision", ConditionStatus::False, Reason::NotNeeded, "Nothing is in doubt.");
+        self.condition(
+            "NeedsDecision",
+            ConditionStatus::False,
+            Reason::NotNeeded,
+            "Nothing is in doubt.",
+        );
     }
 
     fn condition(&mut self, type_: &str, status: ConditionStatus, reason: Reason, words: &str) {
         let observed_generation = self.facts.guest.meta().generation.unwrap_or(0);
         // A condition that is cleared and set again within one judgement has not flipped.
-        let before = self.facts.guest.status.as_ref().and_then(|s| find_condition(&s.conditions, type_));
-        let since = before
-            .filter(|before| before.status == status)
-            .map_or_else(|| rfc3339(self.facts.now), |before| before.last_transition_time.clone());
-        self.status.conditions.retain(|c| c.type_ != type_ || c.status == status);
+        let before = self
+            .facts
+            .guest
+            .status
+            .as_ref()
+            .and_then(|s| find_condition(&s.conditions, type_));
+        let since = before.filter(|before| before.status == status).map_or_else(
+            || rfc3339(self.facts.now),
+            |before| before.last_transition_time.clone(),
+        );
+        self.status
+            .conditions
+            .retain(|c| c.type_ != type_ || c.status == status);
         set_condition(
             &mut self.status.conditions,
             Condition {
@@ -434,10 +516,19 @@ pub fn alive(host: &VirtualMachineHost) -> bool {
 
 /// What the host reports about the guest.
 pub fn report<'a>(host: &'a VirtualMachineHost, uid: &'a str) -> impl Iterator<Item = &'a HostGuest> {
-    host.status.iter().flat_map(|status| &status.guests).filter(move |guest| guest.uid == uid)
+    host.status
+        .iter()
+        .flat_map(|status| &status.guests)
+        .filter(move |guest| guest.uid == uid)
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use godwit_crds::ArmedMigration;
     use godwit_crds::guest_record::GuestReference;
@@ -470,9 +561,15 @@ mod tests {
 
         /// A guest that `a` holds.
         fn held() -> Self {
-            let reference =
-                GuestReference { namespace: "default".into(), name: "web".into(), uid: "uid-web".into() };
-            Self { record: Some(record::first(reference, "a")), ..Self::new() }
+            let reference = GuestReference {
+                namespace: "default".into(),
+                name: "web".into(),
+                uid: "uid-web".into(),
+            };
+            Self {
+                record: Some(record::first(reference, "a")),
+                ..Self::new()
+            }
         }
 
         /// A guest that `a` holds and reports.
@@ -483,23 +580,38 @@ mod tests {
         }
 
         fn report(&mut self, host: &str, state: GuestState, epoch: i64) {
-            self.hosts.get_mut(host).unwrap().status.as_mut().unwrap().guests.push(HostGuest {
-                uid: "uid-web".into(),
-                namespace: "default".into(),
-                name: "web".into(),
-                state,
-                epoch,
-                since: Some("2026-01-01T00:00:00.000000Z".into()),
-            });
+            self.hosts
+                .get_mut(host)
+                .unwrap()
+                .status
+                .as_mut()
+                .unwrap()
+                .guests
+                .push(HostGuest {
+                    uid: "uid-web".into(),
+                    namespace: "default".into(),
+                    name: "web".into(),
+                    state,
+                    epoch,
+                    since: Some("2026-01-01T00:00:00.000000Z".into()),
+                });
         }
 
         fn silence(&mut self, host: &str) {
-            self.hosts.get_mut(host).unwrap().status.as_mut().unwrap().conditions[0].status = ConditionStatus::Unknown;
+            self.hosts
+                .get_mut(host)
+                .unwrap()
+                .status
+                .as_mut()
+                .unwrap()
+                .conditions[0]
+                .status = ConditionStatus::Unknown;
         }
 
         fn delete(&mut self) {
-            self.guest.metadata.deletion_timestamp =
-                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(9).unwrap()));
+            self.guest.metadata.deletion_timestamp = Some(
+                k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(9).unwrap()),
+            );
         }
 
         fn at(&self, second: i64) -> Verdict {
@@ -519,7 +631,13 @@ mod tests {
         /// The verdict; a second look at its own status changes nothing.
         fn judge(&self) -> Verdict {
             let verdict = self.at(10);
-            let mut again = World { guest: self.guest.clone(), record: self.record.clone(), hosts: self.hosts.clone(), answer: self.answer.clone(), ..*self };
+            let mut again = World {
+                guest: self.guest.clone(),
+                record: self.record.clone(),
+                hosts: self.hosts.clone(),
+                answer: self.answer.clone(),
+                ..*self
+            };
             again.guest.status = Some(verdict.status.clone());
             if verdict.deed == Deed::None {
                 assert_eq!(again.at(20), verdict, "a second look changes something");
@@ -538,9 +656,18 @@ mod tests {
         let verdict = World::new().judge();
         assert_eq!(verdict.deed, Deed::Record { host: "a".into() });
         let verdict = World::held().judge();
-        assert_eq!(verdict.deed, Deed::Start { host: "a".into(), epoch: 1 });
+        assert_eq!(
+            verdict.deed,
+            Deed::Start {
+                host: "a".into(),
+                epoch: 1
+            }
+        );
         assert_eq!(verdict.status.host.as_deref(), Some("a"));
-        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::False, "Starting".into()));
+        assert_eq!(
+            condition(&verdict, "Ready"),
+            (ConditionStatus::False, "Starting".into())
+        );
     }
 
     #[test]
@@ -551,7 +678,10 @@ mod tests {
         world.silence("b");
         let verdict = world.judge();
         assert_eq!(verdict.deed, Deed::None);
-        assert_eq!(condition(&verdict, "Scheduled"), (ConditionStatus::False, "HostNotReady".into()));
+        assert_eq!(
+            condition(&verdict, "Scheduled"),
+            (ConditionStatus::False, "HostNotReady".into())
+        );
         world.hosts.remove("b");
         assert_eq!(condition(&world.judge(), "Scheduled").1, "HostNotFound");
         world.guest.spec.host = None;
@@ -564,9 +694,18 @@ mod tests {
         let verdict = World::reported(GuestState::Running).judge();
         assert_eq!(verdict.deed, Deed::None);
         assert_eq!(verdict.status.state, Some(GuestState::Running));
-        assert_eq!(verdict.status.since.as_deref(), Some("2026-01-01T00:00:00.000000Z"));
-        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::True, "Running".into()));
-        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::False, "NotNeeded".into()));
+        assert_eq!(
+            verdict.status.since.as_deref(),
+            Some("2026-01-01T00:00:00.000000Z")
+        );
+        assert_eq!(
+            condition(&verdict, "Ready"),
+            (ConditionStatus::True, "Running".into())
+        );
+        assert_eq!(
+            condition(&verdict, "NeedsDecision"),
+            (ConditionStatus::False, "NotNeeded".into())
+        );
     }
 
     #[test]
@@ -586,7 +725,10 @@ mod tests {
         world.missing_for = REPORT_LAG;
         let verdict = world.judge();
         assert_eq!(verdict.deed, Deed::None);
-        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "ProcessGone".into()));
+        assert_eq!(
+            condition(&verdict, "NeedsDecision"),
+            (ConditionStatus::True, "ProcessGone".into())
+        );
         // Moved once: no start order either.
         let mut world = World::held();
         world.record.as_mut().unwrap().epoch = 2;
@@ -602,14 +744,28 @@ mod tests {
     #[test]
     fn a_refused_start_is_told_and_tried_again() {
         let mut world = World::held();
-        world.answer = Some(Answer::Fault(Fault::new(Category::Lacking, "FileMissing", "vmlinuz is not there")));
+        world.answer = Some(Answer::Fault(Fault::new(
+            Category::Lacking,
+            "FileMissing",
+            "vmlinuz is not there",
+        )));
         let verdict = world.judge();
         assert!(matches!(verdict.deed, Deed::Start { .. }));
-        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::False, "FileMissing".into()));
-        world.answer = Some(Answer::Fault(Fault::new(Category::Unavailable, "AgentUnreachable", "no answer")));
+        assert_eq!(
+            condition(&verdict, "Ready"),
+            (ConditionStatus::False, "FileMissing".into())
+        );
+        world.answer = Some(Answer::Fault(Fault::new(
+            Category::Unavailable,
+            "AgentUnreachable",
+            "no answer",
+        )));
         let verdict = world.judge();
         assert!(matches!(verdict.deed, Deed::Start { .. }));
-        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "StartUnanswered".into()));
+        assert_eq!(
+            condition(&verdict, "NeedsDecision"),
+            (ConditionStatus::True, "StartUnanswered".into())
+        );
     }
 
     #[test]
@@ -619,7 +775,10 @@ mod tests {
         let verdict = world.judge();
         assert_eq!(verdict.deed, Deed::None);
         assert_eq!(verdict.status.state, Some(GuestState::Unknown));
-        assert_eq!(condition(&verdict, "Ready"), (ConditionStatus::Unknown, "AgentUnreachable".into()));
+        assert_eq!(
+            condition(&verdict, "Ready"),
+            (ConditionStatus::Unknown, "AgentUnreachable".into())
+        );
         let mut world = World::held();
         world.silence("a");
         assert_eq!(world.judge().deed, Deed::None);
@@ -631,9 +790,15 @@ mod tests {
         world.record = None;
         let verdict = world.judge();
         assert_eq!(verdict.deed, Deed::None);
-        assert_eq!(condition(&verdict, "NeedsDecision"), (ConditionStatus::True, "RecordMissing".into()));
+        assert_eq!(
+            condition(&verdict, "NeedsDecision"),
+            (ConditionStatus::True, "RecordMissing".into())
+        );
         let mut world = World::new();
-        world.guest.status = Some(VirtualMachineStatus { epoch: Some(1), ..Default::default() });
+        world.guest.status = Some(VirtualMachineStatus {
+            epoch: Some(1),
+            ..Default::default()
+        });
         assert_eq!(world.judge().deed, Deed::None);
     }
 
@@ -672,7 +837,10 @@ mod tests {
         let mut world = World::reported(GuestState::Crashed);
         world.lost = true;
         let verdict = world.judge();
-        assert_eq!((verdict.deed.clone(), verdict.status.state), (Deed::None, Some(GuestState::Lost)));
+        assert_eq!(
+            (verdict.deed.clone(), verdict.status.state),
+            (Deed::None, Some(GuestState::Lost))
+        );
         world.lost = false;
         world.guest.status = Some(verdict.status);
         assert_eq!(world.judge().status.state, Some(GuestState::Lost));
@@ -682,15 +850,30 @@ mod tests {
     fn a_deleted_guest_is_stopped_where_it_runs() {
         let mut world = World::reported(GuestState::Running);
         world.delete();
-        assert_eq!(world.judge().deed, Deed::Stop { host: "a".into(), epoch: 1 });
+        assert_eq!(
+            world.judge().deed,
+            Deed::Stop {
+                host: "a".into(),
+                epoch: 1
+            }
+        );
         world.migration = Some("web-to-b");
         assert_eq!(world.judge().deed, Deed::None);
         // The record went, the object is still there: the host is asked once more.
         let mut world = World::new();
         world.delete();
-        world.guest.status =
-            Some(VirtualMachineStatus { host: Some("a".into()), epoch: Some(1), ..Default::default() });
-        assert_eq!(world.judge().deed, Deed::Stop { host: "a".into(), epoch: 1 });
+        world.guest.status = Some(VirtualMachineStatus {
+            host: Some("a".into()),
+            epoch: Some(1),
+            ..Default::default()
+        });
+        assert_eq!(
+            world.judge().deed,
+            Deed::Stop {
+                host: "a".into(),
+                epoch: 1
+            }
+        );
         world.hosts.clear();
         assert_eq!(world.judge().deed, Deed::None);
         world.guest.status = None;

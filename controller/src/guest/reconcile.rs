@@ -61,9 +61,21 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         }
         return Ok(Action::await_change());
     }
+    if deleting {
+        // The watch may lag behind the end of an earlier look: what is gone is not stopped once more.
+        let now = apply::within(api.get_metadata_opt(&guest.name_any())).await?;
+        if now.is_none_or(|now| now.metadata.uid != guest.meta().uid) {
+            cluster.starts.forget(&uid);
+            return Ok(Action::await_change());
+        }
+    }
 
     let record = cluster.records.read(&uid).await?;
-    let Verdict { deed, status, missing } = judge(&cluster, &guest, record.as_ref().map(|r| &r.spec));
+    let Verdict {
+        deed,
+        status,
+        missing,
+    } = judge(&cluster, &guest, record.as_ref().map(|r| &r.spec));
     cluster.starts.missing(&uid, missing);
     write_status(&cluster, &api, &guest, &status).await?;
     match deed {
@@ -95,7 +107,11 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
     }
 }
 
-fn judge(cluster: &Cluster, guest: &VirtualMachine, record: Option<&godwit_crds::GuestRecordSpec>) -> Verdict {
+fn judge(
+    cluster: &Cluster,
+    guest: &VirtualMachine,
+    record: Option<&godwit_crds::GuestRecordSpec>,
+) -> Verdict {
     let uid = guest.uid().unwrap_or_default();
     let hosts = cluster.hosts_by_name();
     let migrations = cluster.migrations.state();
@@ -105,19 +121,28 @@ fn judge(cluster: &Cluster, guest: &VirtualMachine, record: Option<&godwit_crds:
         })
     };
     // One that was not accepted has no say over the guest, but will be judged in a moment.
-    let active = own().find(|migration| !validate::ended(migration)).map(|migration| migration.name_any());
-    let lost = own().filter_map(|migration| migration.status.as_ref()).any(|status| {
-        status.virtual_machine_uid.as_deref() == Some(&uid)
-            && status.epoch == record.map(|record| record.epoch)
-            && status
-                .failure
-                .as_ref()
-                .is_some_and(|failure| failure.reason == MigrationReason::GuestLost.word())
-    });
-    let epoch = record.and_then(|record| u64::try_from(record.epoch).ok()).unwrap_or(0);
+    let active = own()
+        .find(|migration| !validate::ended(migration))
+        .map(|migration| migration.name_any());
+    let lost = own()
+        .filter_map(|migration| migration.status.as_ref())
+        .any(|status| {
+            status.virtual_machine_uid.as_deref() == Some(&uid)
+                && status.epoch == record.map(|record| record.epoch)
+                && status
+                    .failure
+                    .as_ref()
+                    .is_some_and(|failure| failure.reason == MigrationReason::GuestLost.word())
+        });
+    let epoch = record
+        .and_then(|record| u64::try_from(record.epoch).ok())
+        .unwrap_or(0);
     let answer = cluster.starts.answer(&uid, epoch);
     let missing_for = cluster.starts.missing_for(&uid);
-    if hosts.values().any(|host| decide::report(host, &uid).next().is_some()) {
+    if hosts
+        .values()
+        .any(|host| decide::report(host, &uid).next().is_some())
+    {
         cluster.starts.shown(&uid);
     }
     let bytes = memory_bytes(&guest.spec.memory).unwrap_or(0);
@@ -150,7 +175,11 @@ fn reference(guest: &VirtualMachine, uid: &str) -> GuestReference {
 }
 
 fn name(guest: &VirtualMachine, uid: &str) -> GuestName {
-    GuestName { uid: uid.into(), namespace: guest.namespace().unwrap_or_default(), name: guest.name_any() }
+    GuestName {
+        uid: uid.into(),
+        namespace: guest.namespace().unwrap_or_default(),
+        name: guest.name_any(),
+    }
 }
 
 /// Gives the order to start, and writes down what was answered.
@@ -184,13 +213,18 @@ async fn start(
     let failures = cluster.starts.answered(uid, epoch, answer);
     let record = cluster.records.read(uid).await?;
     // What the answer means for the status is told from the object as it is now.
-    if let Some(now) = api.get_opt(&guest.name_any()).await?.filter(|now| now.uid().as_deref() == Some(uid)) {
+    if let Some(now) = apply::within(api.get_opt(&guest.name_any()))
+        .await?
+        .filter(|now| now.uid().as_deref() == Some(uid))
+    {
         let verdict = judge(cluster, &now, record.as_ref().map(|record| &record.spec));
         cluster.starts.missing(uid, verdict.missing);
         write_status(cluster, api, &now, &verdict.status).await?;
     }
     Ok(if failures > 0 || starting {
-        let pause = START_AGAIN[0].saturating_mul(1 << failures.min(8)).min(START_AGAIN[1]);
+        let pause = START_AGAIN[0]
+            .saturating_mul(1 << failures.min(8))
+            .min(START_AGAIN[1]);
         Action::requeue(pause)
     } else {
         Action::requeue(LOOK_AGAIN)
@@ -205,7 +239,11 @@ async fn stop(
     epoch: u64,
 ) -> Result<(), Error> {
     let name = name(guest, uid);
-    call(cluster, host, async |client| client.stop_guest(&name, epoch).await).await.map_err(Error::Stop)?;
+    call(cluster, host, async |client| {
+        client.stop_guest(&name, epoch).await
+    })
+    .await
+    .map_err(Error::Stop)?;
     tracing::info!(guest = guest.name_any(), host, "stopped");
     Ok(())
 }
@@ -217,7 +255,11 @@ async fn call<T>(
     call: impl AsyncFnOnce(&godwit_protocol::AgentClient) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let endpoint = cluster.endpoint(host).ok_or_else(|| {
-        Fault::new(Category::Unavailable, "AgentUnreachable", format!("There is no VirtualMachineHost {host}"))
+        Fault::new(
+            Category::Unavailable,
+            "AgentUnreachable",
+            format!("There is no VirtualMachineHost {host}"),
+        )
     })?;
     let connection = cluster.agents.connect(host, &endpoint).await?;
     let answer = call(&connection.client).await;
@@ -274,9 +316,15 @@ pub fn notices(before: &VirtualMachineStatus, after: &VirtualMachineStatus) -> V
         .map(|condition| Notice {
             warning: match condition.type_.as_str() {
                 "NeedsDecision" => condition.status == ConditionStatus::True,
-                "Ready" => ![GuestReason::Running, GuestReason::Starting, GuestReason::Paused, GuestReason::Stopping, GuestReason::ShutOff]
-                    .iter()
-                    .any(|reason| reason.word() == condition.reason),
+                "Ready" => ![
+                    GuestReason::Running,
+                    GuestReason::Starting,
+                    GuestReason::Paused,
+                    GuestReason::Stopping,
+                    GuestReason::ShutOff,
+                ]
+                .iter()
+                .any(|reason| reason.word() == condition.reason),
                 _ => condition.status != ConditionStatus::True,
             },
             reason: condition.reason.clone(),

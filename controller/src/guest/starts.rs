@@ -57,7 +57,11 @@ impl Starts {
     pub fn missing(&self, guest: &str, missing: bool) {
         let mut guests = self.guests();
         if missing {
-            guests.entry(guest.into()).or_default().missing_since.get_or_insert_with(Instant::now);
+            guests
+                .entry(guest.into())
+                .or_default()
+                .missing_since
+                .get_or_insert_with(Instant::now);
         } else if let Some(memory) = guests.get_mut(guest) {
             memory.missing_since = None;
         }
@@ -73,7 +77,11 @@ impl Starts {
     ) -> T {
         let mut guests = self.guests();
         let mut promised = BTreeMap::new();
-        for (host, bytes) in guests.iter().filter(|(uid, _)| *uid != guest).filter_map(|(_, m)| m.promised.as_ref()) {
+        for (host, bytes) in guests
+            .iter()
+            .filter(|(uid, _)| *uid != guest)
+            .filter_map(|(_, m)| m.promised.as_ref())
+        {
             let sum: &mut u64 = promised.entry(host.clone()).or_default();
             *sum = sum.saturating_add(*bytes);
         }
@@ -98,6 +106,12 @@ impl Starts {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use godwit_crds::virtual_machine::GuestState;
     use godwit_protocol::{Category, Fault};
@@ -112,7 +126,10 @@ mod tests {
         assert_eq!(starts.answered("g", 1, fault.clone()), 2);
         assert_eq!(starts.answer("g", 1), Some(fault));
         assert_eq!(starts.answer("g", 2), None);
-        assert_eq!(starts.answered("g", 1, Answer::State(GuestState::Running, None)), 0);
+        assert_eq!(
+            starts.answered("g", 1, Answer::State(GuestState::Running, None)),
+            0
+        );
         starts.forget("g");
         assert_eq!(starts.answer("g", 1), None);
     }

@@ -38,7 +38,10 @@ pub struct Failed {
 impl Book {
     /// Goes on from what the object's status says.
     pub fn open(status: Option<VirtualMachineMigrationStatus>, generation: Option<i64>) -> Self {
-        let mut book = Self { status: status.unwrap_or_default(), generation: generation.unwrap_or(0) };
+        let mut book = Self {
+            status: status.unwrap_or_default(),
+            generation: generation.unwrap_or(0),
+        };
         book.status.observed_generation = Some(book.generation);
         book
     }
@@ -62,7 +65,13 @@ impl Book {
         );
         self.condition("Accepted", ConditionStatus::True, Reason::Accepted, &fits, now);
         for type_ in ["Succeeded", "Failed"] {
-            self.condition(type_, ConditionStatus::Unknown, Reason::InProgress, "The migration goes on.", now);
+            self.condition(
+                type_,
+                ConditionStatus::Unknown,
+                Reason::InProgress,
+                "The migration goes on.",
+                now,
+            );
         }
         self.decided(now);
         self.enter(Phase::Begin, now);
@@ -101,14 +110,26 @@ impl Book {
     /// Nothing is in doubt (any more).
     pub fn decided(&mut self, now: Timestamp) {
         let words = "It is known which side may run the guest.";
-        self.condition("NeedsDecision", ConditionStatus::False, Reason::NotNeeded, words, now);
+        self.condition(
+            "NeedsDecision",
+            ConditionStatus::False,
+            Reason::NotNeeded,
+            words,
+            now,
+        );
     }
 
     /// A cancellation was asked for and comes too late.
     pub fn cancel_too_late(&mut self, now: Timestamp) {
         let words = "The handover had begun when the cancellation arrived; the migration goes on. \
                      Move the guest back afterwards if it must be at the source.";
-        self.condition("Cancelled", ConditionStatus::False, Reason::CancelTooLate, words, now);
+        self.condition(
+            "Cancelled",
+            ConditionStatus::False,
+            Reason::CancelTooLate,
+            words,
+            now,
+        );
     }
 
     /// The guest has moved.
@@ -139,7 +160,11 @@ impl Book {
         self.condition("Failed", ConditionStatus::True, reason, &message, now);
         self.decided(now);
         let phase = self.status.phase.unwrap_or(MigrationPhase::Pending);
-        self.status.failure.get_or_insert_with(|| Failure { reason: reason.word().into(), message: message.clone(), phase });
+        self.status.failure.get_or_insert_with(|| Failure {
+            reason: reason.word().into(),
+            message: message.clone(),
+            phase,
+        });
         if let Some(progress) = &mut self.status.progress {
             progress.estimated_seconds = None;
         }
@@ -199,11 +224,12 @@ pub struct Notice {
 }
 
 /// What has happened between two statuses, each transition once. Figures are no transition.
-pub fn notices(
-    before: &VirtualMachineMigrationStatus,
-    after: &VirtualMachineMigrationStatus,
-) -> Vec<Notice> {
-    let normal = |reason: String, note: String| Notice { warning: false, reason, note };
+pub fn notices(before: &VirtualMachineMigrationStatus, after: &VirtualMachineMigrationStatus) -> Vec<Notice> {
+    let normal = |reason: String, note: String| Notice {
+        warning: false,
+        reason,
+        note,
+    };
     let mut notices: Vec<Notice> = after
         .timeline
         .iter()
@@ -223,14 +249,21 @@ pub fn notices(
             normal(format!("{:?}", times.phase), note.into())
         })
         .collect();
-    for (type_, warning_if) in [("Cancelled", ConditionStatus::False), ("NeedsDecision", ConditionStatus::True)] {
+    for (type_, warning_if) in [
+        ("Cancelled", ConditionStatus::False),
+        ("NeedsDecision", ConditionStatus::True),
+    ] {
         let old = find_condition(&before.conditions, type_).map(|c| (c.status, c.reason.as_str()));
         if let Some(condition) = find_condition(&after.conditions, type_)
             && condition.status == warning_if
             && old != Some((condition.status, condition.reason.as_str()))
         {
             let (reason, note) = (condition.reason.clone(), condition.message.clone());
-            notices.push(Notice { warning: true, reason, note });
+            notices.push(Notice {
+                warning: true,
+                reason,
+                note,
+            });
         }
     }
     if before.phase != after.phase {
@@ -241,7 +274,10 @@ pub fn notices(
                 });
                 notices.push(normal(
                     Reason::Succeeded.word().into(),
-                    format!("The guest has moved to {}{downtime}", after.destination.as_deref().unwrap_or("its destination")),
+                    format!(
+                        "The guest has moved to {}{downtime}",
+                        after.destination.as_deref().unwrap_or("its destination")
+                    ),
                 ));
             }
             (Some(MigrationPhase::Cancelled), Some(failure)) => {
@@ -284,6 +320,12 @@ pub fn only_figures_differ(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -315,21 +357,32 @@ mod tests {
     #[test]
     fn a_good_run() {
         let mut book = accepted();
-        assert_eq!(condition(&book, "Succeeded"), (ConditionStatus::Unknown, "InProgress"));
+        assert_eq!(
+            condition(&book, "Succeeded"),
+            (ConditionStatus::Unknown, "InProgress")
+        );
         book.enter(Phase::Prepare, at(2));
         book.enter(Phase::Perform, at(3));
         book.enter(Phase::Finish, at(4));
         book.enter(Phase::Confirm, at(5));
         book.succeeded(true, false, at(6));
         assert_eq!(condition(&book, "Accepted"), (ConditionStatus::True, "Accepted"));
-        assert_eq!(condition(&book, "Succeeded"), (ConditionStatus::True, "Succeeded"));
+        assert_eq!(
+            condition(&book, "Succeeded"),
+            (ConditionStatus::True, "Succeeded")
+        );
         assert_eq!(condition(&book, "Failed"), (ConditionStatus::False, "Succeeded"));
         assert_eq!(book.status.phase, Some(MigrationPhase::Succeeded));
         assert_eq!(book.status.timeline.len(), 5);
         assert!(book.status.timeline.iter().all(|times| times.ended_at.is_some()));
-        let reasons: Vec<_> =
-            notices(&Default::default(), &book.status).into_iter().map(|n| n.reason).collect();
-        assert_eq!(reasons, ["Begin", "Prepare", "Perform", "Finish", "Confirm", "Succeeded"]);
+        let reasons: Vec<_> = notices(&Default::default(), &book.status)
+            .into_iter()
+            .map(|n| n.reason)
+            .collect();
+        assert_eq!(
+            reasons,
+            ["Begin", "Prepare", "Perform", "Finish", "Confirm", "Succeeded"]
+        );
         assert_eq!(notices(&book.status, &book.status), []);
     }
 
@@ -342,19 +395,40 @@ mod tests {
         reopened.accept(&terms(), at(9));
         reopened.enter(Phase::Perform, at(9));
         assert_eq!(reopened, before);
-        book.failed(&Failed { reason: Reason::StreamFailed, message: "Broken.".into() }, at(10));
+        book.failed(
+            &Failed {
+                reason: Reason::StreamFailed,
+                message: "Broken.".into(),
+            },
+            at(10),
+        );
         let ended = book.clone();
-        book.failed(&Failed { reason: Reason::StreamFailed, message: "Broken.".into() }, at(11));
+        book.failed(
+            &Failed {
+                reason: Reason::StreamFailed,
+                message: "Broken.".into(),
+            },
+            at(11),
+        );
         assert_eq!(book, ended);
     }
 
     #[test]
     fn a_refusal_never_began() {
         let mut book = Book::open(None, Some(1));
-        book.failed(&Failed { reason: Reason::SameHost, message: "There already.".into() }, at(1));
+        book.failed(
+            &Failed {
+                reason: Reason::SameHost,
+                message: "There already.".into(),
+            },
+            at(1),
+        );
         assert_eq!(condition(&book, "Accepted"), (ConditionStatus::False, "SameHost"));
         assert_eq!(condition(&book, "Failed"), (ConditionStatus::True, "SameHost"));
-        assert_eq!(book.status.failure.as_ref().unwrap().phase, MigrationPhase::Pending);
+        assert_eq!(
+            book.status.failure.as_ref().unwrap().phase,
+            MigrationPhase::Pending
+        );
         assert_eq!(book.status.phase, Some(MigrationPhase::Failed));
         let notices = notices(&Default::default(), &book.status);
         assert_eq!(notices.len(), 1);
@@ -365,11 +439,23 @@ mod tests {
     fn a_failure_keeps_its_phase_and_a_cancellation_is_named() {
         let mut book = accepted();
         book.enter(Phase::Perform, at(3));
-        book.failed(&Failed { reason: Reason::Cancelled, message: "Asked for.".into() }, at(4));
+        book.failed(
+            &Failed {
+                reason: Reason::Cancelled,
+                message: "Asked for.".into(),
+            },
+            at(4),
+        );
         assert_eq!(book.status.phase, Some(MigrationPhase::Cancelled));
-        assert_eq!(book.status.failure.as_ref().unwrap().phase, MigrationPhase::Perform);
+        assert_eq!(
+            book.status.failure.as_ref().unwrap().phase,
+            MigrationPhase::Perform
+        );
         assert_eq!(condition(&book, "Accepted"), (ConditionStatus::True, "Accepted"));
-        assert_eq!(condition(&book, "Cancelled"), (ConditionStatus::True, "Cancelled"));
+        assert_eq!(
+            condition(&book, "Cancelled"),
+            (ConditionStatus::True, "Cancelled")
+        );
         assert_eq!(condition(&book, "Failed"), (ConditionStatus::True, "Cancelled"));
     }
 
@@ -378,11 +464,20 @@ mod tests {
         let mut book = accepted();
         let before = book.clone();
         book.needs_decision(Reason::DecisionNeeded, "Bring both agents back.", at(5));
-        assert_eq!(condition(&book, "NeedsDecision"), (ConditionStatus::True, "DecisionNeeded"));
+        assert_eq!(
+            condition(&book, "NeedsDecision"),
+            (ConditionStatus::True, "DecisionNeeded")
+        );
         assert_eq!(notices(&before.status, &book.status).len(), 1);
         book.succeeded(true, true, at(6));
-        assert_eq!(condition(&book, "NeedsDecision"), (ConditionStatus::False, "NotNeeded"));
-        assert_eq!(condition(&book, "Cancelled"), (ConditionStatus::False, "CancelTooLate"));
+        assert_eq!(
+            condition(&book, "NeedsDecision"),
+            (ConditionStatus::False, "NotNeeded")
+        );
+        assert_eq!(
+            condition(&book, "Cancelled"),
+            (ConditionStatus::False, "CancelTooLate")
+        );
     }
 
     #[test]
@@ -390,7 +485,11 @@ mod tests {
         let mut book = accepted();
         let before = book.status.clone();
         assert!(!only_figures_differ(&before, &book.status));
-        let figures = Figures { total_bytes: 100, remaining_bytes: 50, ..Figures::default() };
+        let figures = Figures {
+            total_bytes: 100,
+            remaining_bytes: 50,
+            ..Figures::default()
+        };
         book.progress(&figures, Duration::from_millis(300));
         assert!(only_figures_differ(&before, &book.status));
         assert_eq!(notices(&before, &book.status), []);
@@ -401,7 +500,13 @@ mod tests {
     #[test]
     fn long_words_are_cut() {
         let mut book = Book::open(None, Some(1));
-        book.failed(&Failed { reason: Reason::SameHost, message: "ä".repeat(2000) }, at(1));
+        book.failed(
+            &Failed {
+                reason: Reason::SameHost,
+                message: "ä".repeat(2000),
+            },
+            at(1),
+        );
         assert_eq!(book.status.failure.unwrap().message.len(), 2048);
     }
 }

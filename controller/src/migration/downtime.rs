@@ -40,7 +40,11 @@ pub fn downtime(instants: Instants, hypervisor_millis: Option<u64>, sealed: bool
 
 /// A duration for people: `0.8 ms`, `43 ms`, `2.5 s`.
 fn text(micros: i64) -> String {
-    let (tenths, unit) = if micros < 999_950 { (micros / 100, "ms") } else { (micros / 100_000, "s") };
+    let (tenths, unit) = if micros < 999_950 {
+        (micros / 100, "ms")
+    } else {
+        (micros / 100_000, "s")
+    };
     if tenths >= 100 && unit == "ms" || tenths % 10 == 0 {
         format!("{} {unit}", tenths / 10)
     } else {
@@ -49,6 +53,12 @@ fn text(micros: i64) -> String {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -56,9 +66,15 @@ mod tests {
     fn the_skew_is_taken_out() {
         let instants = Instants {
             stopped_micros: 1_000_000,
-            source: Offset { micros: 500, error_micros: 20 },
+            source: Offset {
+                micros: 500,
+                error_micros: 20,
+            },
             resumed_micros: 1_541_000,
-            destination: Offset { micros: 499_500, error_micros: 30 },
+            destination: Offset {
+                micros: 499_500,
+                error_micros: 30,
+            },
         };
         let downtime = downtime(instants, Some(7), true);
         assert_eq!(downtime.stop_to_resume_micros, 42_000);
@@ -71,8 +87,16 @@ mod tests {
 
     #[test]
     fn never_below_zero() {
-        let same = Offset { micros: 0, error_micros: 100 };
-        let instants = Instants { stopped_micros: 1000, source: same, resumed_micros: 950, destination: same };
+        let same = Offset {
+            micros: 0,
+            error_micros: 100,
+        };
+        let instants = Instants {
+            stopped_micros: 1000,
+            source: same,
+            resumed_micros: 950,
+            destination: same,
+        };
         assert_eq!(downtime(instants, None, false).stop_to_resume_micros, 0);
     }
 

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use godwit_crds::{Decision, GuestRecord, VirtualMachineMigration};
 use godwit_handover::{
-    self as handover, Cause, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, SideView, SourceReport,
-    Stand, Terms, Wait,
+    self as handover, Cause, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, SideView,
+    SourceReport, Stand, Terms, Wait,
 };
 use godwit_protocol::clock::ClockEstimate;
 use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, Update};
@@ -91,7 +91,7 @@ enum Given {
 /// What became of an order or a write.
 enum Done {
     Order(Key, Role, Result<OrderAnswer, Fault>),
-    Record(Key, Result<GuestRecord, RecordError>),
+    Record(Key, Box<Result<GuestRecord, RecordError>>),
 }
 
 /// What is known of a side besides its report.
@@ -137,13 +137,30 @@ pub async fn drive(
     mut control: watch::Receiver<Control>,
     seat: Seat,
 ) {
-    let Assignment { migration, terms, guest, record, budget, book } = assignment;
-    tracing::info!(migration = terms.migration, guest = terms.guest, source = terms.source,
-        destination = terms.destination, epoch = terms.epoch, "driving");
+    let Assignment {
+        migration,
+        terms,
+        guest,
+        record,
+        budget,
+        book,
+    } = assignment;
+    tracing::info!(
+        migration = terms.migration,
+        guest = terms.guest,
+        source = terms.source,
+        destination = terms.destination,
+        epoch = terms.epoch,
+        "driving"
+    );
     let (sender, mut heard) = mpsc::channel(64);
     let proof = Arc::new(Proof::default());
     let mut beside = JoinSet::new();
-    let (drafts, to_write) = watch::channel(Draft { status: book.status.clone(), hold: false, last: false });
+    let (drafts, to_write) = watch::channel(Draft {
+        status: book.status.clone(),
+        hold: false,
+        last: false,
+    });
     let publisher = cluster.tasks.spawn(publish(cluster.clone(), migration, to_write));
     let mut drive = Drive {
         driver: Driver::new(terms.clone()),
@@ -168,12 +185,26 @@ pub async fn drive(
         drafts,
         terms: terms.clone(),
     };
-    for (role, side) in [(Role::Source, &drive.source), (Role::Destination, &drive.destination)] {
+    for (role, side) in [
+        (Role::Source, &drive.source),
+        (Role::Destination, &drive.destination),
+    ] {
         beside.spawn(sides::watch(cluster.clone(), terms.clone(), role, sender.clone()));
         let alive = side.alive.subscribe();
-        beside.spawn(sides::keep_alive(terms.clone(), role, proof.clone(), alive, sender.clone()));
+        beside.spawn(sides::keep_alive(
+            terms.clone(),
+            role,
+            proof.clone(),
+            alive,
+            sender.clone(),
+        ));
     }
-    beside.spawn(sides::read_record(cluster.clone(), terms.guest.clone(), proof, sender));
+    beside.spawn(sides::read_record(
+        cluster.clone(),
+        terms.guest.clone(),
+        proof,
+        sender,
+    ));
     match record {
         Some(record) => drive.record_read(record),
         None => drive.look(),
@@ -220,7 +251,7 @@ impl Drive {
             Heard::Update(role, update) => self.update(role, *update),
             Heard::Connected(role, connection) => {
                 let side = self.side(role);
-                side.connection = Some(connection);
+                side.connection = Some(*connection);
                 side.silent_since = None;
                 side.silent_because = None;
                 self.look();
@@ -255,7 +286,11 @@ impl Drive {
             }
             (Role::Destination, None) => Some(DriverEvent::Destination(None)),
             (Role::Source, Some(Side::Destination(_))) | (Role::Destination, Some(Side::Source(_))) => {
-                tracing::error!(migration = self.terms.migration, ?role, "a host reports the other side's role");
+                tracing::error!(
+                    migration = self.terms.migration,
+                    ?role,
+                    "a host reports the other side's role"
+                );
                 None
             }
         };
@@ -355,10 +390,14 @@ impl Drive {
             DriverEffect::AdvanceRecord => self.write(Key::Advance, record::advance),
             DriverEffect::DecideRecord(decision) => match decision {
                 handover::Decision::Aborted => {
-                    self.write(Key::Decide, |spec, terms| record::decide(spec, terms, Decision::Aborted));
+                    self.write(Key::Decide, |spec, terms| {
+                        record::decide(spec, terms, Decision::Aborted)
+                    });
                 }
                 handover::Decision::Reverted => {
-                    self.write(Key::Decide, |spec, terms| record::decide(spec, terms, Decision::Reverted));
+                    self.write(Key::Decide, |spec, terms| {
+                        record::decide(spec, terms, Decision::Reverted)
+                    });
                 }
                 handover::Decision::None | handover::Decision::Committed => {
                     tracing::error!(?decision, "a driver does not write this decision");
@@ -370,7 +409,11 @@ impl Drive {
             DriverEffect::Prepare => match self.definition.clone() {
                 Some(definition) => {
                     let guest = self.guest.clone();
-                    self.order(Key::Prepare, Role::Destination, Order::Prepare { guest, definition });
+                    self.order(
+                        Key::Prepare,
+                        Role::Destination,
+                        Order::Prepare { guest, definition },
+                    );
                 }
                 // The source gives the definition again, as often as it is asked.
                 None => self.begin(),
@@ -383,7 +426,11 @@ impl Drive {
                 self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
             }
             DriverEffect::AbortDestination(cause) => {
-                self.order(Key::AbortDestination, Role::Destination, Order::AbortDestination(cause));
+                self.order(
+                    Key::AbortDestination,
+                    Role::Destination,
+                    Order::AbortDestination(cause),
+                );
             }
             DriverEffect::Settle => self.order(Key::Settle, Role::Source, Order::Settle),
         }
@@ -401,7 +448,13 @@ impl Drive {
     }
 
     fn begin(&mut self) {
-        self.order(Key::Begin, Role::Source, Order::Begin { max_downtime: self.budget });
+        self.order(
+            Key::Begin,
+            Role::Source,
+            Order::Begin {
+                max_downtime: self.budget,
+            },
+        );
     }
 
     /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then.
@@ -435,7 +488,12 @@ impl Drive {
         if !self.may_give(key) {
             return;
         }
-        tracing::debug!(migration = self.terms.migration, order = order.name(), ?role, "order");
+        tracing::debug!(
+            migration = self.terms.migration,
+            order = order.name(),
+            ?role,
+            "order"
+        );
         let terms = self.terms.clone();
         self.spawn(async move { Done::Order(key, role, connection.client.order(&terms, &order).await) });
     }
@@ -451,7 +509,15 @@ impl Drive {
         let (cluster, terms, known) = (self.cluster.clone(), self.terms.clone(), self.record.clone());
         self.spawn(async move {
             let guest = terms.guest.clone();
-            Done::Record(key, cluster.records.change(known, &guest, |spec| change(spec, &terms)).await)
+            Done::Record(
+                key,
+                Box::new(
+                    cluster
+                        .records
+                        .change(known, &guest, |spec| change(spec, &terms))
+                        .await,
+                ),
+            )
         });
     }
 
@@ -475,12 +541,14 @@ impl Drive {
                 }
             }
             Done::Order(key, role, Err(fault)) => self.order_failed(key, role, &fault),
-            Done::Record(key, Ok(record)) => {
-                self.given.insert(key, Given::Taken { at: Instant::now() });
-                self.record_missing = false;
-                self.record_read(record);
-            }
-            Done::Record(key, Err(error)) => self.write_failed(key, error),
+            Done::Record(key, written) => match *written {
+                Ok(record) => {
+                    self.given.insert(key, Given::Taken { at: Instant::now() });
+                    self.record_missing = false;
+                    self.record_read(record);
+                }
+                Err(error) => self.write_failed(key, error),
+            },
         }
     }
 
@@ -536,10 +604,15 @@ impl Drive {
             Some(Given::InFlight { failures } | Given::Failed { failures, .. }) => *failures,
             Some(Given::Taken { .. }) | None => 0,
         };
-        let pause = RETRY_AFTER[0].saturating_mul(1 << failures.min(8)).min(RETRY_AFTER[1]);
+        let pause = RETRY_AFTER[0]
+            .saturating_mul(1 << failures.min(8))
+            .min(RETRY_AFTER[1]);
         self.given.insert(
             key,
-            Given::Failed { again_at: Instant::now() + pause, failures: failures.saturating_add(1) },
+            Given::Failed {
+                again_at: Instant::now() + pause,
+                failures: failures.saturating_add(1),
+            },
         );
     }
 
@@ -564,9 +637,15 @@ impl Drive {
     /// What has kept the migration from starting.
     fn start_too_slow(&self) -> Failed {
         let seconds = START_WITHIN.as_secs();
-        for (role, side) in [(Role::Source, &self.source), (Role::Destination, &self.destination)] {
+        for (role, side) in [
+            (Role::Source, &self.source),
+            (Role::Destination, &self.destination),
+        ] {
             if side.connection.is_none() {
-                let words = side.silent_because.as_ref().map_or_else(String::new, |fault| format!(": {fault}"));
+                let words = side
+                    .silent_because
+                    .as_ref()
+                    .map_or_else(String::new, |fault| format!(": {fault}"));
                 let host = role.host(&self.terms);
                 return failure::tell(
                     Reason::AgentUnreachable,
@@ -579,12 +658,25 @@ impl Drive {
         }
         let unanswered = self.driver.next().first().map(key_of);
         let host = match self.driver.stand() {
-            Stand::Waiting { wait: Wait::Destination } => &self.terms.destination,
-            Stand::Waiting { wait: Wait::Source | Wait::Record | Wait::Decision } | Stand::Ended(_) => &self.terms.source,
+            Stand::Waiting {
+                wait: Wait::Destination,
+            } => &self.terms.destination,
+            Stand::Waiting {
+                wait: Wait::Source | Wait::Record | Wait::Decision,
+            }
+            | Stand::Ended(_) => &self.terms.source,
         };
         match unanswered {
-            Some(key) if matches!(self.given.get(&key), Some(Given::InFlight { .. } | Given::Failed { .. })) => {
-                failure::tell(Reason::AgentUnreachable, &format!("{key:?} was not answered within {seconds} s."))
+            Some(key)
+                if matches!(
+                    self.given.get(&key),
+                    Some(Given::InFlight { .. } | Given::Failed { .. })
+                ) =>
+            {
+                failure::tell(
+                    Reason::AgentUnreachable,
+                    &format!("{key:?} was not answered within {seconds} s."),
+                )
             }
             Some(_) | None => failure::tell(
                 Reason::DeadlineExceeded,
@@ -598,12 +690,22 @@ impl Drive {
         let timestamp = Timestamp::now();
         let stand = self.driver.stand();
         let in_doubt = matches!(stand, Stand::Waiting { wait: Wait::Decision });
-        self.doubt_since = if in_doubt { self.doubt_since.or(Some(now)) } else { None };
-        let since = |at: Option<Instant>, limit: Duration| at.is_some_and(|at| now.duration_since(at) >= limit);
+        self.doubt_since = if in_doubt {
+            self.doubt_since.or(Some(now))
+        } else {
+            None
+        };
+        let since =
+            |at: Option<Instant>, limit: Duration| at.is_some_and(|at| now.duration_since(at) >= limit);
         let waits_for = match stand {
             Stand::Waiting { wait: Wait::Source } => Some((Role::Source, &self.source)),
-            Stand::Waiting { wait: Wait::Destination } => Some((Role::Destination, &self.destination)),
-            Stand::Waiting { wait: Wait::Record | Wait::Decision } | Stand::Ended(_) => None,
+            Stand::Waiting {
+                wait: Wait::Destination,
+            } => Some((Role::Destination, &self.destination)),
+            Stand::Waiting {
+                wait: Wait::Record | Wait::Decision,
+            }
+            | Stand::Ended(_) => None,
         };
         let silent = [
             waits_for,
@@ -614,14 +716,24 @@ impl Drive {
         .flatten()
         .find(|(_, side)| since(side.silent_since, SILENT_AFTER));
         let told = if self.record_missing {
-            Some(failure::tell(Reason::RecordMissing, "The guest's GuestRecord is not there; nothing is decided without it."))
+            Some(failure::tell(
+                Reason::RecordMissing,
+                "The guest's GuestRecord is not there; nothing is decided without it.",
+            ))
         } else if let Some(blocked) = &self.blocked {
             Some(blocked.clone())
         } else if let Some((role, side)) = silent {
             let host = role.host(&self.terms);
-            let words = side.silent_because.as_ref().map_or_else(String::new, |fault| format!(" ({fault})"));
-            let words = format!("The agent on {host} is silent{words}; what it knows decides. Bring it back.");
-            Some(Failed { reason: Reason::AgentUnreachable, message: words })
+            let words = side
+                .silent_because
+                .as_ref()
+                .map_or_else(String::new, |fault| format!(" ({fault})"));
+            let words =
+                format!("The agent on {host} is silent{words}; what it knows decides. Bring it back.");
+            Some(Failed {
+                reason: Reason::AgentUnreachable,
+                message: words,
+            })
         } else if since(self.doubt_since, DOUBT_AFTER) {
             Some(failure::tell(
                 Reason::DecisionNeeded,
@@ -631,7 +743,9 @@ impl Drive {
             None
         };
         match told {
-            Some(failed) => self.book.needs_decision(failed.reason, &failed.message, timestamp),
+            Some(failed) => self
+                .book
+                .needs_decision(failed.reason, &failed.message, timestamp),
             None => self.book.decided(timestamp),
         }
         if self.cancel && self.too_late() {
@@ -641,18 +755,28 @@ impl Drive {
 
     /// Enters the downtime as soon as both instants and both clocks are known.
     fn look_at_times(&mut self) {
-        let (Some(stopped_micros), Some(resumed_micros)) =
-            (self.source.last.stopped_at_micros, self.destination.last.resumed_at_micros)
+        let (Some(stopped_micros), Some(resumed_micros)) = (
+            self.source.last.stopped_at_micros,
+            self.destination.last.resumed_at_micros,
+        ) else {
+            return;
+        };
+        let (Some(source), Some(destination)) = (self.source.clock.offset(), self.destination.clock.offset())
         else {
             return;
         };
-        let (Some(source), Some(destination)) = (self.source.clock.offset(), self.destination.clock.offset()) else {
-            return;
-        };
-        let hypervisor =
-            self.source.last.hypervisor_downtime_millis.or(self.destination.last.hypervisor_downtime_millis);
+        let hypervisor = self
+            .source
+            .last
+            .hypervisor_downtime_millis
+            .or(self.destination.last.hypervisor_downtime_millis);
         self.book.downtime(downtime(
-            Instants { stopped_micros, source, resumed_micros, destination },
+            Instants {
+                stopped_micros,
+                source,
+                resumed_micros,
+                destination,
+            },
             hypervisor,
             self.sealed,
         ));
@@ -660,7 +784,11 @@ impl Drive {
 
     fn armed(&self) -> bool {
         self.record.as_ref().is_some_and(|record| {
-            record.spec.migration.as_ref().is_some_and(|armed| armed.uid == self.terms.migration)
+            record
+                .spec
+                .migration
+                .as_ref()
+                .is_some_and(|armed| armed.uid == self.terms.migration)
         })
     }
 
@@ -733,7 +861,11 @@ impl Drive {
     }
 
     fn publish(&mut self, last: bool) {
-        let draft = Draft { status: self.book.status.clone(), hold: self.blackout() && !last, last };
+        let draft = Draft {
+            status: self.book.status.clone(),
+            hold: self.blackout() && !last,
+            last,
+        };
         self.drafts.send_if_modified(|known| {
             let news = *known != draft;
             *known = draft;
@@ -780,7 +912,11 @@ fn key_of(effect: &DriverEffect) -> Key {
 /// A fault that only a person can mend, if it is one.
 fn needs_a_person(fault: &Fault) -> Option<Failed> {
     let reason = Reason::from_word(&fault.reason)?;
-    [Reason::JournalNewer, Reason::JournalDamaged, Reason::RecordMissing]
-        .contains(&reason)
-        .then(|| failure::refused(fault))
+    [
+        Reason::JournalNewer,
+        Reason::JournalDamaged,
+        Reason::RecordMissing,
+    ]
+    .contains(&reason)
+    .then(|| failure::refused(fault))
 }

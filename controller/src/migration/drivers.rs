@@ -44,7 +44,10 @@ impl Drivers {
 
     /// Whether somebody drives that migration.
     pub fn has(&self, migration: &str) -> bool {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).contains_key(migration)
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(migration)
     }
 
     /// A seat for a new driver; `None` if there is one already.
@@ -55,17 +58,32 @@ impl Drivers {
         }
         let (sender, receiver) = watch::channel(control);
         table.insert(migration.into(), sender);
-        Some((receiver, Seat { table: self.table.clone(), migration: migration.into() }))
+        Some((
+            receiver,
+            Seat {
+                table: self.table.clone(),
+                migration: migration.into(),
+            },
+        ))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.migration);
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.migration);
     }
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -78,7 +96,13 @@ mod tests {
         assert!(drivers.enter("other", Control::default()).is_some());
         assert!(drivers.tell("m", Control::default()));
         assert!(!control.has_changed().unwrap());
-        assert!(drivers.tell("m", Control { cancel: true, generation: Some(2) }));
+        assert!(drivers.tell(
+            "m",
+            Control {
+                cancel: true,
+                generation: Some(2)
+            }
+        ));
         assert!(control.borrow_and_update().cancel);
         drop(seat);
         assert!(!drivers.has("m"));

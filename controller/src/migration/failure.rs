@@ -23,7 +23,10 @@ pub struct Clues {
 /// more precise word comes first: an agent's refusal, a host's own word, the cause.
 pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
     if cause == Cause::Cancelled {
-        return tell(Reason::Cancelled, "The migration was cancelled before the handover.");
+        return tell(
+            Reason::Cancelled,
+            "The migration was cancelled before the handover.",
+        );
     }
     if let Some(fault) = &clues.refused {
         return refused(fault);
@@ -44,7 +47,11 @@ pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
     };
     let source = (&terms.source, &clues.source);
     let destination = (&terms.destination, &clues.destination);
-    let sides = if first_source { [source, destination] } else { [destination, source] };
+    let sides = if first_source {
+        [source, destination]
+    } else {
+        [destination, source]
+    };
     let own_word = sides.iter().find_map(|(host, (word, words))| {
         Reason::from_word(word).map(|reason| (reason, host.as_str(), words.as_str()))
     });
@@ -58,7 +65,9 @@ pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
 
 /// How the loss of the only valid image is told.
 pub fn lost(cause: Cause, clues: &Clues) -> Failed {
-    let words = [&clues.source.1, &clues.destination.1].into_iter().find(|words| !words.is_empty());
+    let words = [&clues.source.1, &clues.destination.1]
+        .into_iter()
+        .find(|words| !words.is_empty());
     let what = words.map_or_else(|| meaning(cause).to_owned(), |words| sentence(words));
     tell(Reason::GuestLost, &what)
 }
@@ -72,17 +81,29 @@ pub fn refused(fault: &Fault) -> Failed {
 /// A failure with what to do about it.
 pub fn tell(reason: Reason, what: &str) -> Failed {
     let advice = advice(reason);
-    let message = if advice.is_empty() || what.contains(advice) { what.to_owned() } else { format!("{what} {advice}") };
+    let message = if advice.is_empty() || what.contains(advice) {
+        what.to_owned()
+    } else {
+        format!("{what} {advice}")
+    };
     Failed { reason, message }
 }
 
 fn or_meaning(words: &str, cause: Cause) -> String {
-    if words.is_empty() { meaning(cause).into() } else { sentence(words) }
+    if words.is_empty() {
+        meaning(cause).into()
+    } else {
+        sentence(words)
+    }
 }
 
 fn sentence(words: &str) -> String {
     let words = words.trim();
-    if words.ends_with(['.', '!', '?']) { words.into() } else { format!("{words}.") }
+    if words.ends_with(['.', '!', '?']) {
+        words.into()
+    } else {
+        format!("{words}.")
+    }
 }
 
 /// The word for a cause of which nothing more precise is known.
@@ -123,11 +144,15 @@ fn meaning(cause: Cause) -> &'static str {
 pub fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::Cancelled => "The guest is at the source; a new attempt is a new object.",
-        Reason::AgentUnreachable => "Check the agent, its endpoint and the network; the guest is at the source.",
+        Reason::AgentUnreachable => {
+            "Check the agent, its endpoint and the network; the guest is at the source."
+        }
         Reason::AgentRestarted
         | Reason::DeadlineExceeded
         | Reason::StartRefused
-        | Reason::DestinationHypervisorDied => "The guest is at the source. Look at the logs on that host; try again.",
+        | Reason::DestinationHypervisorDied => {
+            "The guest is at the source. Look at the logs on that host; try again."
+        }
         Reason::DriverLost => "Check the controller; try again.",
         Reason::CertificateRejected => "Renew the certificate; check the clocks of the hosts.",
         Reason::ProtocolVersionUnsupported => "Upgrade the older program.",
@@ -162,7 +187,9 @@ pub fn advice(reason: Reason) -> &'static str {
         }
         Reason::RecordMissing => "Find out who deleted it; restore it from a backup of the cluster.",
         Reason::JournalNewer => "Put the newer agent back.",
-        Reason::JournalDamaged => "Keep the file; compare with the other host's journal before anything is removed.",
+        Reason::JournalDamaged => {
+            "Keep the file; compare with the other host's journal before anything is removed."
+        }
         Reason::Accepted
         | Reason::InProgress
         | Reason::Succeeded
@@ -179,6 +206,12 @@ pub fn advice(reason: Reason) -> &'static str {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use godwit_protocol::Category;
 
@@ -196,8 +229,15 @@ mod tests {
 
     #[test]
     fn an_agents_refusal_keeps_its_word_and_words() {
-        let fault = Fault::new(Category::Lacking, "PortsExhausted", "Prepare at host host-b: Each of the 10 ports is in use");
-        let clues = Clues { refused: Some(fault), ..Clues::default() };
+        let fault = Fault::new(
+            Category::Lacking,
+            "PortsExhausted",
+            "Prepare at host host-b: Each of the 10 ports is in use",
+        );
+        let clues = Clues {
+            refused: Some(fault),
+            ..Clues::default()
+        };
         let failed = given_up(Cause::DestinationFailed, &clues, &terms());
         assert_eq!(failed.reason, Reason::PortsExhausted);
         assert_eq!(
@@ -209,8 +249,14 @@ mod tests {
     #[test]
     fn a_cancellation_stays_one() {
         let fault = Fault::new(Category::Conflict, "NameTaken", "x");
-        let clues = Clues { refused: Some(fault), ..Clues::default() };
-        assert_eq!(given_up(Cause::Cancelled, &clues, &terms()).reason, Reason::Cancelled);
+        let clues = Clues {
+            refused: Some(fault),
+            ..Clues::default()
+        };
+        assert_eq!(
+            given_up(Cause::Cancelled, &clues, &terms()).reason,
+            Reason::Cancelled
+        );
     }
 
     #[test]
@@ -220,27 +266,49 @@ mod tests {
             destination: ("StartRefused".into(), "image is locked".into()),
             ..Clues::default()
         };
-        assert_eq!(given_up(Cause::StreamFailed, &clues, &terms()).reason, Reason::StreamFailed);
+        assert_eq!(
+            given_up(Cause::StreamFailed, &clues, &terms()).reason,
+            Reason::StreamFailed
+        );
         let failed = given_up(Cause::Reverted, &clues, &terms());
         assert_eq!(failed.reason, Reason::StartRefused);
-        assert!(failed.message.starts_with("host-b: image is locked."), "{}", failed.message);
+        assert!(
+            failed.message.starts_with("host-b: image is locked."),
+            "{}",
+            failed.message
+        );
     }
 
     #[test]
     fn a_word_that_is_not_in_the_table_is_not_passed_on() {
         let fault = Fault::new(Category::Internal, "Surprise", "what?");
         assert_eq!(refused(&fault).reason, Reason::InternalError);
-        let clues = Clues { source: ("Surprise".into(), String::new()), ..Clues::default() };
-        assert_eq!(given_up(Cause::SourceDied, &clues, &terms()).reason, Reason::SourceHypervisorDied);
+        let clues = Clues {
+            source: ("Surprise".into(), String::new()),
+            ..Clues::default()
+        };
+        assert_eq!(
+            given_up(Cause::SourceDied, &clues, &terms()).reason,
+            Reason::SourceHypervisorDied
+        );
     }
 
     #[test]
     fn silence_and_loss() {
-        let own = tell(Reason::AgentUnreachable, "host-b did not answer Prepare within 30 s.");
+        let own = tell(
+            Reason::AgentUnreachable,
+            "host-b did not answer Prepare within 30 s.",
+        );
         assert!(own.message.contains("Check the agent"));
-        let clues = Clues { own: Some(own.clone()), ..Clues::default() };
+        let clues = Clues {
+            own: Some(own.clone()),
+            ..Clues::default()
+        };
         assert_eq!(given_up(Cause::DestinationFailed, &clues, &terms()), own);
-        assert_eq!(lost(Cause::SourceDied, &Clues::default()).reason, Reason::GuestLost);
+        assert_eq!(
+            lost(Cause::SourceDied, &Clues::default()).reason,
+            Reason::GuestLost
+        );
     }
 
     #[test]

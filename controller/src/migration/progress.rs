@@ -58,7 +58,10 @@ pub fn estimated_seconds(figures: &Figures, budget: Duration) -> Option<i64> {
     if excess == 0 {
         return Some(0);
     }
-    let gain = figures.bytes_per_second.checked_sub(figures.dirty_bytes_per_second).filter(|gain| *gain > 0)?;
+    let gain = figures
+        .bytes_per_second
+        .checked_sub(figures.dirty_bytes_per_second)
+        .filter(|gain| *gain > 0)?;
     i64::try_from(excess.div_ceil(u128::from(gain))).ok()
 }
 
@@ -85,6 +88,12 @@ pub fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
@@ -122,17 +131,36 @@ mod tests {
         assert_eq!(percent(1000, 0), "99 %");
         assert_eq!(percent(1000, 2000), "0 %");
         let done = complete(progress(&figures(1000, 10, 10, 0), Duration::from_millis(300)));
-        assert_eq!((done.percent.as_str(), done.remaining_bytes, done.estimated_seconds), ("100 %", 0, None));
+        assert_eq!(
+            (
+                done.percent.as_str(),
+                done.remaining_bytes,
+                done.estimated_seconds
+            ),
+            ("100 %", 0, None)
+        );
     }
 
     #[test]
     fn the_estimate_counts_what_the_guest_makes_stale() {
         let budget = Duration::from_secs(1);
         // 100 MB/s: 80 MB fit the budget. 1080 MB left: 1000 MB at 100 MB/s, or at 50 MB/s with a busy guest.
-        assert_eq!(estimated_seconds(&figures(2 << 30, 1_080_000_000, 100_000_000, 0), budget), Some(10));
-        assert_eq!(estimated_seconds(&figures(2 << 30, 1_080_000_000, 100_000_000, 50_000_000), budget), Some(20));
-        assert_eq!(estimated_seconds(&figures(2 << 30, 80_000_000, 100_000_000, 0), budget), Some(0));
-        assert_eq!(estimated_seconds(&figures(2 << 30, 80_000_001, 100_000_000, 0), budget), Some(1));
+        assert_eq!(
+            estimated_seconds(&figures(2 << 30, 1_080_000_000, 100_000_000, 0), budget),
+            Some(10)
+        );
+        assert_eq!(
+            estimated_seconds(&figures(2 << 30, 1_080_000_000, 100_000_000, 50_000_000), budget),
+            Some(20)
+        );
+        assert_eq!(
+            estimated_seconds(&figures(2 << 30, 80_000_000, 100_000_000, 0), budget),
+            Some(0)
+        );
+        assert_eq!(
+            estimated_seconds(&figures(2 << 30, 80_000_001, 100_000_000, 0), budget),
+            Some(1)
+        );
     }
 
     #[test]
@@ -140,8 +168,17 @@ mod tests {
         let budget = Duration::from_millis(300);
         assert_eq!(estimated_seconds(&figures(0, 0, 0, 0), budget), None);
         assert_eq!(estimated_seconds(&figures(1 << 30, 1 << 30, 0, 0), budget), None);
-        assert_eq!(estimated_seconds(&figures(1 << 30, 1 << 30, 1000, 1000), budget), None);
-        assert_eq!(estimated_seconds(&figures(1 << 30, 1 << 30, 1000, 2000), budget), None);
-        assert_eq!(estimated_seconds(&figures(u64::MAX, u64::MAX, 1, 0), budget), None);
+        assert_eq!(
+            estimated_seconds(&figures(1 << 30, 1 << 30, 1000, 1000), budget),
+            None
+        );
+        assert_eq!(
+            estimated_seconds(&figures(1 << 30, 1 << 30, 1000, 2000), budget),
+            None
+        );
+        assert_eq!(
+            estimated_seconds(&figures(u64::MAX, u64::MAX, 1, 0), budget),
+            None
+        );
     }
 }

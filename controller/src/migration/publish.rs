@@ -61,10 +61,16 @@ pub async fn publish(
             open = drafts.changed().await.is_ok();
             continue;
         }
-        held_since = if draft.hold { held_since.or_else(|| Some(Instant::now())) } else { None };
+        held_since = if draft.hold {
+            held_since.or_else(|| Some(Instant::now()))
+        } else {
+            None
+        };
         let due = match (held_since, written_at) {
             (Some(since), _) => Some(since + LONGEST_HOLD),
-            (None, Some(at)) if open && book::only_figures_differ(&written, &draft.status) => Some(at + FIGURES_EVERY),
+            (None, Some(at)) if open && book::only_figures_differ(&written, &draft.status) => {
+                Some(at + FIGURES_EVERY)
+            }
             (None, _) => None,
         };
         if let Some(due) = due

@@ -1,14 +1,16 @@
 //! The reconciler of migrations: read → validate → hand over to a driver. It starts nothing twice: one driver for
 //! each migration, and one armed migration for each guest.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_crds::quantity::{self, memory_bytes};
-use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineMigration};
+use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_handover::Terms;
 use godwit_protocol::GuestName;
 use jiff::Timestamp;
+use kube::api::ListParams;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 
@@ -16,7 +18,7 @@ use super::book::{self, Book, Failed};
 use super::drive::{Assignment, drive};
 use super::drivers::Control;
 use super::failure;
-use super::validate::{self, Facts};
+use super::validate::{self, Facts, Refusal};
 use crate::apply;
 use crate::cluster::{Cluster, WatchEnded};
 use crate::reason::MigrationReason as Reason;
@@ -37,7 +39,10 @@ pub enum Error {
 }
 
 /// Brings one migration on.
-pub async fn reconcile(migration: Arc<VirtualMachineMigration>, cluster: Arc<Cluster>) -> Result<Action, Error> {
+pub async fn reconcile(
+    migration: Arc<VirtualMachineMigration>,
+    cluster: Arc<Cluster>,
+) -> Result<Action, Error> {
     cluster.seen().await?;
     let namespace = migration.namespace().unwrap_or_default();
     let api: Api<VirtualMachineMigration> = Api::namespaced(cluster.client.clone(), &namespace);
@@ -48,7 +53,9 @@ pub async fn reconcile(migration: Arc<VirtualMachineMigration>, cluster: Arc<Clu
         return Ok(Action::await_change());
     }
     let guest = guest_of(&cluster, &migration, &namespace);
-    let guest_goes = guest.as_ref().is_some_and(|guest| guest.meta().deletion_timestamp.is_some());
+    let guest_goes = guest
+        .as_ref()
+        .is_some_and(|guest| guest.meta().deletion_timestamp.is_some());
     let control = Control {
         cancel: migration.spec.cancel || deleting || guest_goes,
         generation: migration.meta().generation,
@@ -63,7 +70,10 @@ pub async fn reconcile(migration: Arc<VirtualMachineMigration>, cluster: Arc<Clu
         .as_ref()
         .and_then(|status| status.virtual_machine_uid.clone())
         .or_else(|| guest.as_ref().and_then(|guest| guest.uid()));
-    let (now, record) = tokio::join!(api.get_opt(&name), read_record(&cluster, guest_uid));
+    let (now, record) = tokio::join!(
+        apply::within(api.get_opt(&name)),
+        read_record(&cluster, guest_uid)
+    );
     let migration = match now? {
         Some(now) if now.uid().as_deref() == Some(&uid) && !validate::ended(&now) => Arc::new(now),
         Some(_) | None => return Ok(Action::await_change()),
@@ -82,34 +92,103 @@ pub async fn reconcile(migration: Arc<VirtualMachineMigration>, cluster: Arc<Clu
         refuse(&cluster, &api, &migration, &mut book, &failed).await?;
         return Ok(Action::await_change());
     }
-    let judged = {
-        let hosts = cluster.hosts_by_name();
-        let migrations = cluster.migrations.state();
-        let migrations: Vec<_> = migrations.iter().map(AsRef::as_ref).collect();
-        validate::validate(&Facts {
-            migration: &migration,
-            guest: guest.as_deref(),
-            record: record.as_ref().map(|record| &record.spec),
-            hosts: &hosts,
-            migrations: &migrations,
-            promised: promised(&cluster, &migration, &migrations),
-        })
+    let view = View::seen(&cluster, guest, record);
+    let judged = match view.judge(&cluster, &migration) {
+        // The watches may lag behind what the user has just seen: nothing is refused on their word alone.
+        Err(_) => {
+            let view = View::fresh(&cluster, &migration).await?;
+            view.judge(&cluster, &migration).map(|terms| (terms, view))
+        }
+        Ok(terms) => Ok((terms, view)),
     };
     match judged {
         Err(refusal) => {
             let mut book = Book::open(migration.status.clone(), control.generation);
-            let failed = Failed { reason: refusal.reason, message: refusal.message };
+            let failed = Failed {
+                reason: refusal.reason,
+                message: refusal.message,
+            };
             refuse(&cluster, &api, &migration, &mut book, &failed).await?;
         }
-        Ok(terms) => {
+        Ok((terms, view)) => {
             cluster.warm(&terms.source);
             cluster.warm(&terms.destination);
             // Before the first order, so that a deletion waits for the end.
             apply_finalizer(&api, &migration, deleting).await?;
-            start(&cluster, &migration, guest.as_deref(), terms, record, control);
+            start(
+                &cluster,
+                &migration,
+                view.guest.as_deref(),
+                terms,
+                view.record,
+                control,
+            );
         }
     }
     Ok(Action::await_change())
+}
+
+/// What a judgement rests on.
+struct View {
+    guest: Option<Arc<VirtualMachine>>,
+    record: Option<GuestRecord>,
+    hosts: BTreeMap<String, VirtualMachineHost>,
+    migrations: Vec<Arc<VirtualMachineMigration>>,
+}
+
+impl View {
+    /// What the watches have seen, with the record as it was just read.
+    fn seen(cluster: &Cluster, guest: Option<Arc<VirtualMachine>>, record: Option<GuestRecord>) -> Self {
+        Self {
+            guest,
+            record,
+            hosts: cluster.hosts_by_name(),
+            migrations: cluster.migrations.state(),
+        }
+    }
+
+    /// The same, asked of the API server now.
+    async fn fresh(cluster: &Cluster, migration: &VirtualMachineMigration) -> Result<Self, kube::Error> {
+        let namespace = migration.namespace().unwrap_or_default();
+        let client = || cluster.client.clone();
+        let guests: Api<VirtualMachine> = Api::namespaced(client(), &namespace);
+        let migrations: Api<VirtualMachineMigration> = Api::namespaced(client(), &namespace);
+        let hosts: Api<VirtualMachineHost> = Api::all(client());
+        let guest = apply::within(guests.get_opt(&migration.spec.virtual_machine))
+            .await?
+            .map(Arc::new);
+        let record = read_record(cluster, guest.as_ref().and_then(|guest| guest.uid())).await?;
+        let migrations = apply::within(migrations.list(&ListParams::default())).await?;
+        let mut known = BTreeMap::new();
+        let holder = record.as_ref().map(|record| record.spec.holder.clone());
+        for name in holder
+            .into_iter()
+            .chain([migration.spec.destination.host.clone()])
+        {
+            if let Some(host) = apply::within(hosts.get_opt(&name)).await? {
+                known.insert(name, host);
+            }
+        }
+        let migrations = migrations.items.into_iter().map(Arc::new).collect();
+        Ok(Self {
+            guest,
+            record,
+            hosts: known,
+            migrations,
+        })
+    }
+
+    fn judge(&self, cluster: &Cluster, migration: &VirtualMachineMigration) -> Result<Terms, Refusal> {
+        let migrations: Vec<_> = self.migrations.iter().map(AsRef::as_ref).collect();
+        validate::validate(&Facts {
+            migration,
+            guest: self.guest.as_deref(),
+            record: self.record.as_ref().map(|record| &record.spec),
+            hosts: &self.hosts,
+            promised: promised(cluster, migration, &migrations),
+            migrations: &migrations,
+        })
+    }
 }
 
 async fn read_record(cluster: &Cluster, guest: Option<String>) -> Result<Option<GuestRecord>, kube::Error> {
@@ -125,7 +204,10 @@ fn guest_of(
     migration: &VirtualMachineMigration,
     namespace: &str,
 ) -> Option<Arc<VirtualMachine>> {
-    let known = migration.status.as_ref().and_then(|status| status.virtual_machine_uid.clone());
+    let known = migration
+        .status
+        .as_ref()
+        .and_then(|status| status.virtual_machine_uid.clone());
     cluster.guests.find(|guest| {
         guest.namespace().as_deref() == Some(namespace)
             && guest.name_any() == migration.spec.virtual_machine
@@ -175,7 +257,11 @@ async fn apply_finalizer(
     deleting: bool,
 ) -> Result<(), kube::Error> {
     // The API server takes no new finalizer on an object that goes; the one that is there holds it.
-    if deleting { Ok(()) } else { apply::finalizer(api, migration, FINALIZER, true).await }
+    if deleting {
+        Ok(())
+    } else {
+        apply::finalizer(api, migration, FINALIZER, true).await
+    }
 }
 
 fn start(
@@ -194,13 +280,19 @@ fn start(
     let name = guest.map_or_else(|| migration.spec.virtual_machine.clone(), ResourceExt::name_any);
     let assignment = Assignment {
         migration: migration.clone(),
-        guest: GuestName { uid: terms.guest.clone(), namespace: migration.namespace().unwrap_or_default(), name },
+        guest: GuestName {
+            uid: terms.guest.clone(),
+            namespace: migration.namespace().unwrap_or_default(),
+            name,
+        },
         terms,
         record,
         budget: quantity::duration(&migration.spec.tuning.max_downtime).unwrap_or(Duration::from_millis(300)),
         book,
     };
-    cluster.tasks.spawn(drive(cluster.clone(), assignment, receiver, seat));
+    cluster
+        .tasks
+        .spawn(drive(cluster.clone(), assignment, receiver, seat));
 }
 
 /// Ends a migration that never began.
@@ -211,12 +303,18 @@ async fn refuse(
     book: &mut Book,
     failed: &Failed,
 ) -> Result<(), kube::Error> {
-    tracing::info!(migration = migration.name_any(), reason = failed.reason.word(), "refused");
+    tracing::info!(
+        migration = migration.name_any(),
+        reason = failed.reason.word(),
+        "refused"
+    );
     book.failed(failed, Timestamp::now());
     match apply::status(api, migration, &book.status).await {
         Ok(()) => {
             let before = migration.status.clone().unwrap_or_default();
-            cluster.notify(migration, book::notices(&before, &book.status)).await;
+            cluster
+                .notify(migration, book::notices(&before, &book.status))
+                .await;
             Ok(())
         }
         Err(error) if apply::gone(&error) => Ok(()),

@@ -51,7 +51,7 @@ impl Role {
 #[derive(Debug)]
 pub enum Heard {
     /// A side can be given orders over this connection.
-    Connected(Role, Connection),
+    Connected(Role, Box<Connection>),
     /// A side's whole state.
     Update(Role, Box<Update>),
     /// A side cannot be heard.
@@ -103,7 +103,10 @@ impl Proof {
 
     /// Whether the path is proved now.
     pub fn proven(&self) -> bool {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).proven(Instant::now())
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .proven(Instant::now())
     }
 
     fn note(&self, change: impl FnOnce(&mut Last)) {
@@ -124,7 +127,11 @@ pub async fn watch(cluster: Arc<Cluster>, terms: Terms, role: Role, heard: mpsc:
         let fault = match watch_once(&cluster, &terms, role, &host, &heard).await {
             Ok(()) => {
                 again_after = RECONNECT[0];
-                Fault::new(Category::Unavailable, "AgentUnreachable", format!("The agent on {host} ended the watch"))
+                Fault::new(
+                    Category::Unavailable,
+                    "AgentUnreachable",
+                    format!("The agent on {host} ended the watch"),
+                )
             }
             Err(fault) => fault,
         };
@@ -145,7 +152,11 @@ async fn watch_once(
     heard: &mpsc::Sender<Heard>,
 ) -> Result<(), Fault> {
     let endpoint = cluster.endpoint(host).ok_or_else(|| {
-        Fault::new(Category::Unavailable, "HostNotFound", format!("There is no VirtualMachineHost {host} any more"))
+        Fault::new(
+            Category::Unavailable,
+            "HostNotFound",
+            format!("There is no VirtualMachineHost {host} any more"),
+        )
     })?;
     let connection = cluster.agents.connect(host, &endpoint).await?;
     let mut updates = match connection.client.watch_migration(&terms.migration).await {
@@ -157,7 +168,9 @@ async fn watch_once(
             return Err(fault);
         }
     };
-    let _ = heard.send(Heard::Connected(role, connection.clone())).await;
+    let _ = heard
+        .send(Heard::Connected(role, Box::new(connection.clone())))
+        .await;
     let mut anything = false;
     while let Some(update) = updates.next().await {
         match update {
@@ -190,7 +203,11 @@ pub async fn keep_alive(
     heard: mpsc::Sender<Heard>,
 ) {
     loop {
-        let Ok(current) = connection.wait_for(Option::is_some).await.map(|held| held.clone()) else {
+        let Ok(current) = connection
+            .wait_for(Option::is_some)
+            .await
+            .map(|held| held.clone())
+        else {
             return;
         };
         let Some(current) = current else { continue };
@@ -217,7 +234,12 @@ pub async fn keep_alive(
 }
 
 /// Reads the record now and then: proof of the way to the API server, and what others wrote.
-pub async fn read_record(cluster: Arc<Cluster>, guest: String, proof: Arc<Proof>, heard: mpsc::Sender<Heard>) {
+pub async fn read_record(
+    cluster: Arc<Cluster>,
+    guest: String,
+    proof: Arc<Proof>,
+    heard: mpsc::Sender<Heard>,
+) {
     loop {
         sleep(READ_EVERY).await;
         match cluster.records.read(&guest).await {
@@ -233,21 +255,45 @@ pub async fn read_record(cluster: Arc<Cluster>, guest: String, proof: Arc<Proof>
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_proof_has_three_parts_and_an_age() {
         let now = Instant::now();
-        let last = Last { destination_answered: Some(now), destination_watched: true, api_reached: Some(now) };
+        let last = Last {
+            destination_answered: Some(now),
+            destination_watched: true,
+            api_reached: Some(now),
+        };
         assert!(last.proven(now));
         assert!(last.proven(now + DESTINATION_PROOF));
         assert!(!last.proven(now + DESTINATION_PROOF + Duration::from_millis(1)));
-        assert!(!Last { destination_watched: false, ..Last { ..last } }.proven(now));
-        let last = Last { destination_answered: Some(now), destination_watched: true, api_reached: None };
+        assert!(
+            !Last {
+                destination_watched: false,
+                ..Last { ..last }
+            }
+            .proven(now)
+        );
+        let last = Last {
+            destination_answered: Some(now),
+            destination_watched: true,
+            api_reached: None,
+        };
         assert!(!last.proven(now));
         let later = now + Duration::from_secs(6);
-        let last = Last { destination_answered: Some(later), destination_watched: true, api_reached: Some(now) };
+        let last = Last {
+            destination_answered: Some(later),
+            destination_watched: true,
+            api_reached: Some(now),
+        };
         assert!(!last.proven(later));
     }
 }

@@ -9,7 +9,11 @@ pub fn enter(timeline: &mut Vec<PhaseTimes>, phase: MigrationPhase, at: &str) {
         return;
     }
     close(timeline, at);
-    timeline.push(PhaseTimes { phase, started_at: at.into(), ended_at: None });
+    timeline.push(PhaseTimes {
+        phase,
+        started_at: at.into(),
+        ended_at: None,
+    });
 }
 
 /// Notes that the last phase has ended.
@@ -20,11 +24,21 @@ pub fn close(timeline: &mut [PhaseTimes], at: &str) {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use super::*;
 
     fn entry(phase: MigrationPhase, started: &str, ended: Option<&str>) -> PhaseTimes {
-        PhaseTimes { phase, started_at: started.into(), ended_at: ended.map(Into::into) }
+        PhaseTimes {
+            phase,
+            started_at: started.into(),
+            ended_at: ended.map(Into::into),
+        }
     }
 
     #[test]
@@ -35,14 +49,19 @@ mod tests {
         close(&mut timeline, "3");
         assert_eq!(
             timeline,
-            [entry(MigrationPhase::Begin, "1", Some("2")), entry(MigrationPhase::Prepare, "2", Some("3"))]
+            [
+                entry(MigrationPhase::Begin, "1", Some("2")),
+                entry(MigrationPhase::Prepare, "2", Some("3"))
+            ]
         );
     }
 
     #[test]
     fn a_controller_that_starts_anew_keeps_earlier_times() {
-        let mut timeline =
-            vec![entry(MigrationPhase::Begin, "1", Some("2")), entry(MigrationPhase::Perform, "2", None)];
+        let mut timeline = vec![
+            entry(MigrationPhase::Begin, "1", Some("2")),
+            entry(MigrationPhase::Perform, "2", None),
+        ];
         let before = timeline.clone();
         enter(&mut timeline, MigrationPhase::Begin, "9");
         enter(&mut timeline, MigrationPhase::Prepare, "9");

@@ -25,7 +25,10 @@ pub struct Refusal {
 }
 
 fn refuse<T>(reason: Reason, message: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { reason, message: message.into() })
+    Err(Refusal {
+        reason,
+        message: message.into(),
+    })
 }
 
 /// What the judgement rests on.
@@ -62,7 +65,10 @@ pub fn ended(migration: &VirtualMachineMigration) -> bool {
 
 /// Whether a migration was accepted: it stands before those that were not, however old they are.
 pub fn begun(migration: &VirtualMachineMigration) -> bool {
-    migration.status.as_ref().is_some_and(|status| status.epoch.is_some())
+    migration
+        .status
+        .as_ref()
+        .is_some_and(|status| status.epoch.is_some())
 }
 
 /// The terms under which the migration may begin.
@@ -81,14 +87,19 @@ pub fn validate(facts: &Facts<'_>) -> Result<Terms, Refusal> {
     if guest.meta().deletion_timestamp.is_some() {
         return refuse(
             Reason::VirtualMachineDeleted,
-            format!("The VirtualMachine {} is being deleted; it is stopped where it runs.", guest.name_any()),
+            format!(
+                "The VirtualMachine {} is being deleted; it is stopped where it runs.",
+                guest.name_any()
+            ),
         );
     }
     let destination_name = &spec.destination.host;
     let Some(destination) = facts.hosts.get(destination_name) else {
         return refuse(
             Reason::HostNotFound,
-            format!("There is no VirtualMachineHost {destination_name}. Check the name: kubectl godwit hosts."),
+            format!(
+                "There is no VirtualMachineHost {destination_name}. Check the name: kubectl godwit hosts."
+            ),
         );
     };
     if let Some(other) = other_active(facts, guest) {
@@ -116,7 +127,11 @@ pub fn validate(facts: &Facts<'_>) -> Result<Terms, Refusal> {
             format!("The guest runs on {destination_name} already. Name another host."),
         );
     }
-    if let Some(armed) = record.migration.as_ref().filter(|armed| armed.uid != uid && !record::settled(record)) {
+    if let Some(armed) = record
+        .migration
+        .as_ref()
+        .filter(|armed| armed.uid != uid && !record::settled(record))
+    {
         return refuse(
             Reason::AnotherMigrationActive,
             format!(
@@ -162,7 +177,10 @@ fn check_ready<'a>(facts: &Facts<'a>, name: &str, role: &str) -> Result<&'a Virt
             Err(why) => why,
         },
     };
-    refuse(Reason::HostNotReady, format!("The {role} {name} is not Ready: {why}. Mend it, or name another host."))
+    refuse(
+        Reason::HostNotReady,
+        format!("The {role} {name} is not Ready: {why}. Mend it, or name another host."),
+    )
 }
 
 /// Refuses a guest that is known not to run. Where the host has not reported on it at this epoch yet (just after a
@@ -178,8 +196,14 @@ fn check_running(
         .flat_map(|status| &status.guests)
         .find(|g| g.uid == record.guest.uid && g.epoch == record.epoch)
         .map(|g| g.state);
-    let mirrored = guest.status.as_ref().filter(|status| status.epoch == Some(record.epoch)).and_then(|s| s.state);
-    let state = reported.or(mirrored).or((record.epoch == 1).then_some(GuestState::Starting));
+    let mirrored = guest
+        .status
+        .as_ref()
+        .filter(|status| status.epoch == Some(record.epoch))
+        .and_then(|s| s.state);
+    let state = reported
+        .or(mirrored)
+        .or((record.epoch == 1).then_some(GuestState::Starting));
     match state {
         None | Some(GuestState::Running) => Ok(()),
         Some(
@@ -221,7 +245,9 @@ fn check_disks(
         }
         let Some(file) = &disk.file else { continue };
         let at_destination = pool(destination, &file.pool);
-        if at_destination.is_none() || pool(source, &file.pool).map(|p| &p.id) != at_destination.map(|p| &p.id) {
+        if at_destination.is_none()
+            || pool(source, &file.pool).map(|p| &p.id) != at_destination.map(|p| &p.id)
+        {
             return refuse(
                 Reason::StorageNotShared,
                 format!(
@@ -238,7 +264,10 @@ fn check_disks(
 }
 
 fn pool<'a>(host: &'a VirtualMachineHost, name: &str) -> Option<&'a Pool> {
-    host.status.iter().flat_map(|status| &status.pools).find(|pool| pool.name == name)
+    host.status
+        .iter()
+        .flat_map(|status| &status.pools)
+        .find(|pool| pool.name == name)
 }
 
 fn check_fits(
@@ -249,14 +278,22 @@ fn check_fits(
     let name = destination.name_any();
     let uid = guest.uid();
     // A guest that has just left this host may still stand in its report.
-    let still_shown =
-        destination.status.iter().flat_map(|status| &status.guests).any(|g| Some(&g.uid) == uid.as_ref());
-    let returned = if still_shown { memory_bytes(&guest.spec.memory).unwrap_or(0) } else { 0 };
+    let still_shown = destination
+        .status
+        .iter()
+        .flat_map(|status| &status.guests)
+        .any(|g| Some(&g.uid) == uid.as_ref());
+    let returned = if still_shown {
+        memory_bytes(&guest.spec.memory).unwrap_or(0)
+    } else {
+        0
+    };
     match placement::fits(&guest.spec, destination, facts.promised, returned) {
         Ok(()) => Ok(()),
-        Err(Misfit::NotReady(why)) => {
-            refuse(Reason::HostNotReady, format!("The destination {name} is not Ready: {why}."))
-        }
+        Err(Misfit::NotReady(why)) => refuse(
+            Reason::HostNotReady,
+            format!("The destination {name} is not Ready: {why}."),
+        ),
         Err(Misfit::MachineTypeMissing) => refuse(
             Reason::MachineTypeMissing,
             format!(
@@ -283,6 +320,12 @@ fn check_fits(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a failing test may panic"
+)]
 mod tests {
     use godwit_crds::guest_record::GuestReference;
     use godwit_crds::host::HostGuest;
@@ -350,7 +393,10 @@ mod tests {
             let disks = &mut self.guest.as_mut().unwrap().spec.disks;
             disks.push(Disk {
                 name: "root".into(),
-                file: Some(PoolFile { pool: "default".into(), file: "root.img".into() }),
+                file: Some(PoolFile {
+                    pool: "default".into(),
+                    file: "root.img".into(),
+                }),
                 block_device: None,
                 format: DiskFormat::Raw,
                 cache: DiskCache::None,
@@ -444,7 +490,10 @@ mod tests {
         world.host("b").available.as_mut().unwrap().memory = "511Mi".into();
         assert_eq!(world.judge(), Err(Reason::InsufficientMemory));
         // Its report has not caught up with the guest's leaving.
-        let old = HostGuest { epoch: 0, ..world.host("a").guests[0].clone() };
+        let old = HostGuest {
+            epoch: 0,
+            ..world.host("a").guests[0].clone()
+        };
         world.host("b").guests.push(old);
         assert!(world.judge().is_ok());
         let mut world = World::new();

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use godwit_handover::{Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Terms, Token, Wanted};
+use godwit_handover::{
+    Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Terms, Token, Wanted,
+};
 use godwit_protocol::gate::Peer;
 use godwit_protocol::server::{self, Limits};
 use godwit_protocol::{
@@ -55,19 +57,33 @@ impl Agent {
     }
 
     pub fn updates(&self, migration: &str) -> watch::Sender<Update> {
-        self.updates.lock().unwrap().entry(migration.into()).or_default().clone()
+        self.updates
+            .lock()
+            .unwrap()
+            .entry(migration.into())
+            .or_default()
+            .clone()
     }
 
     fn tell_source(&self, migration: &str, report: SourceReport) {
-        self.updates(migration).send_modify(|update| update.side = Some(Side::Source(report)));
+        self.updates(migration)
+            .send_modify(|update| update.side = Some(Side::Source(report)));
     }
 
     fn tell_destination(&self, migration: &str, report: DestinationReport) {
-        self.updates(migration).send_modify(|update| update.side = Some(Side::Destination(report)));
+        self.updates(migration)
+            .send_modify(|update| update.side = Some(Side::Destination(report)));
     }
 
     fn peer(&self, host: &str) -> Arc<Agent> {
-        self.fabric.upgrade().unwrap().lock().unwrap().get(host).unwrap().clone()
+        self.fabric
+            .upgrade()
+            .unwrap()
+            .lock()
+            .unwrap()
+            .get(host)
+            .unwrap()
+            .clone()
     }
 
     /// Sends the guest: as soon as the path is proved, the guest is stopped and loaded at the destination.
@@ -94,7 +110,13 @@ impl Agent {
             update.side = Some(Side::Source(SourceReport::Stopped { sealed: true }));
             update.stopped_at_micros = Some(stopped);
         });
-        self.tell_source(migration, SourceReport::Switching { sealed: true, ready: false });
+        self.tell_source(
+            migration,
+            SourceReport::Switching {
+                sealed: true,
+                ready: false,
+            },
+        );
         destination.tell_destination(migration, DestinationReport::Loaded);
     }
 
@@ -106,20 +128,29 @@ impl Agent {
                 if self.updates(migration).borrow().side.is_none() {
                     self.tell_source(migration, SourceReport::Begun);
                 }
-                return Ok(OrderAnswer::Begun { definition: b"{}".to_vec() });
+                return Ok(OrderAnswer::Begun {
+                    definition: b"{}".to_vec(),
+                });
             }
             Order::Prepare { .. } => {
                 if let Some(fault) = self.script.lock().unwrap().refuse_prepare.clone() {
                     return Err(fault);
                 }
-                let channel = Channel { uri: "tcp://192.0.2.2:49160".into(), token: Token(vec![7; 32]) };
+                let channel = Channel {
+                    uri: "tcp://192.0.2.2:49160".into(),
+                    token: Token(vec![7; 32]),
+                };
                 self.tell_destination(migration, DestinationReport::Prepared(channel));
             }
             Order::Perform(_) => {
                 tokio::spawn(self.clone().stream(terms.clone()));
             }
             Order::Ready => {
-                let go = Go { evidence: GoEvidence::SealedAndReleased, wanted: Wanted::Run, sealed: true };
+                let go = Go {
+                    evidence: GoEvidence::SealedAndReleased,
+                    wanted: Wanted::Run,
+                    sealed: true,
+                };
                 self.tell_source(migration, SourceReport::GoSent(go));
             }
             Order::Finish(_) => {
@@ -145,9 +176,18 @@ pub struct Service(Arc<Agent>);
 
 #[tonic::async_trait]
 impl wire::agent_server::Agent for Service {
-    async fn hello(&self, request: Request<wire::HelloRequest>) -> Result<Response<wire::HelloReply>, Status> {
+    async fn hello(
+        &self,
+        request: Request<wire::HelloRequest>,
+    ) -> Result<Response<wire::HelloReply>, Status> {
         let version = Peer::of(&request)?.settle(request.get_ref())?;
-        Ok(Response::new(server::hello_reply(version, "scripted", &self.0.host, "boot-1", self.0.now())))
+        Ok(Response::new(server::hello_reply(
+            version,
+            "scripted",
+            &self.0.host,
+            "boot-1",
+            self.0.now(),
+        )))
     }
 
     async fn start_guest(
@@ -160,7 +200,13 @@ impl wire::agent_server::Agent for Service {
             return Err(fault.into());
         }
         script.started.push(request.into_inner().try_into()?);
-        Ok(Response::new(GuestAnswer { state: GuestState::Running, since_micros: Some(since) }.into()))
+        Ok(Response::new(
+            GuestAnswer {
+                state: GuestState::Running,
+                since_micros: Some(since),
+            }
+            .into(),
+        ))
     }
 
     async fn stop_guest(
@@ -172,7 +218,10 @@ impl wire::agent_server::Agent for Service {
         Ok(Response::new(wire::StopGuestReply {}))
     }
 
-    async fn order(&self, request: Request<wire::OrderRequest>) -> Result<Response<wire::OrderReply>, Status> {
+    async fn order(
+        &self,
+        request: Request<wire::OrderRequest>,
+    ) -> Result<Response<wire::OrderReply>, Status> {
         let (terms, order) = Order::from_request(request.into_inner())?;
         Ok(Response::new(self.0.take(&terms, &order)?.into()))
     }
@@ -193,7 +242,9 @@ impl wire::agent_server::Agent for Service {
         request: Request<wire::KeepAliveRequest>,
     ) -> Result<Response<wire::KeepAliveReply>, Status> {
         self.0.proven.send_replace(request.get_ref().path_proven);
-        Ok(Response::new(wire::KeepAliveReply { clock_micros: self.0.now() }))
+        Ok(Response::new(wire::KeepAliveReply {
+            clock_micros: self.0.now(),
+        }))
     }
 }
 
@@ -219,7 +270,9 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let service = Arc::new(Service(agent.clone()));
         let task = tokio::spawn(async move {
-            server::serve(listener, tls, Limits::default(), service, std::future::pending()).await.unwrap();
+            server::serve(listener, tls, Limits::default(), service, std::future::pending())
+                .await
+                .unwrap();
         });
         Self { agent, address, task }
     }

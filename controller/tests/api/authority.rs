@@ -15,15 +15,22 @@ impl Authority {
     pub fn new() -> Self {
         let mut parameters = CertificateParams::default();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters.distinguished_name.push(DnType::CommonName, "A test's authority");
+        parameters
+            .distinguished_name
+            .push(DnType::CommonName, "A test's authority");
         let issuer = CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap();
-        Self { issuer, directory: tempfile::tempdir().unwrap() }
+        Self {
+            issuer,
+            directory: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn issue(&self, name: &str, uri: &str) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
-        parameters.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+        parameters
+            .subject_alt_names
+            .push(SanType::URI(uri.try_into().unwrap()));
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let write = |suffix: &str, content: String| -> PathBuf {
             let path = self.directory.path().join(format!("{name}-{suffix}.pem"));

@@ -19,17 +19,27 @@ async fn a_guest_is_started_once_and_stopped_where_it_runs() {
     assert_eq!((status.state, status.epoch), (Some(GuestState::Running), Some(1)));
     assert!(status.since.is_some());
     let record = world.record(&guest).await.unwrap();
-    assert_eq!((record.spec.holder.as_str(), record.spec.epoch), (world.hosts["a"].as_str(), 1));
+    assert_eq!(
+        (record.spec.holder.as_str(), record.spec.epoch),
+        (world.hosts["a"].as_str(), 1)
+    );
     assert_eq!(record.finalizers(), ["godwit.dev/guest"]);
     {
         let script = world.agents["a"].agent.script.lock().unwrap();
         assert_eq!(script.started.len(), 1);
-        assert_eq!((script.started[0].guest.uid.as_str(), script.started[0].epoch), (uid.as_str(), 1));
+        assert_eq!(
+            (script.started[0].guest.uid.as_str(), script.started[0].epoch),
+            (uid.as_str(), 1)
+        );
         assert!(!script.started[0].again);
         let spec: serde_json::Value = serde_json::from_slice(&script.started[0].definition).unwrap();
         assert_eq!(spec["memory"], "64Mi");
     }
-    world.api::<VirtualMachine>().delete("web", &DeleteParams::default()).await.unwrap();
+    world
+        .api::<VirtualMachine>()
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
     world.until_gone::<VirtualMachine>("web").await;
     assert!(world.record(&guest).await.is_none());
     assert_eq!(world.agents["a"].agent.script.lock().unwrap().stopped, [(uid, 1)]);
@@ -44,7 +54,11 @@ async fn a_deletion_ends_the_migration_first() {
     world.agents["a"].agent.script.lock().unwrap().endless = true;
     world.migrate("move", "web", &world.hosts["b"]).await;
     world.until_phase("move", "Perform").await;
-    world.api::<VirtualMachine>().delete("web", &DeleteParams::default()).await.unwrap();
+    world
+        .api::<VirtualMachine>()
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
     world.until_gone::<VirtualMachine>("web").await;
     world.until_phase("move", "Cancelled").await;
     let uid = guest.uid().unwrap();
@@ -57,7 +71,11 @@ async fn a_deletion_ends_the_migration_first() {
 #[ignore = "needs a Kubernetes API server"]
 async fn a_refused_start_is_told_and_tried_again_on_the_same_host() {
     let world = World::new().await;
-    let refusal = Fault::new(Category::Lacking, "FileMissing", "vmlinuz is not in the pool default.");
+    let refusal = Fault::new(
+        Category::Lacking,
+        "FileMissing",
+        "vmlinuz is not in the pool default.",
+    );
     world.agents["a"].agent.script.lock().unwrap().refuse_start = Some(refusal);
     world.create_guest("web").await;
     world

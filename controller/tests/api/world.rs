@@ -45,8 +45,13 @@ impl World {
     pub async fn new() -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-        let config = kube::Config::infer().await.expect("KUBECONFIG names a Kubernetes API server");
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_test_writer()
+            .try_init();
+        let config = kube::Config::infer()
+            .await
+            .expect("KUBECONFIG names a Kubernetes API server");
         let client = Client::try_from(config).unwrap();
         install(&client).await;
         let namespace = format!("controller-test-{}", uuid::Uuid::new_v4().simple());
@@ -110,12 +115,14 @@ impl World {
             },
         });
         let params = PatchParams::apply("agent").force();
-        api.patch_status(name, &params, &Patch::Apply(&status)).await.unwrap();
+        api.patch_status(name, &params, &Patch::Apply(&status))
+            .await
+            .unwrap();
     }
 
     pub fn start_controller(&mut self) {
         let writes = self.writes.clone();
-        let config = self.client_config();
+
         let tls = self.authority.controller();
         let namespace = self.namespace.clone();
         let stop = CancellationToken::new();
@@ -127,9 +134,13 @@ impl World {
                 }
                 request
             });
-            let client = ClientBuilder::try_from(config.await).unwrap().with_layer(&count);
+            let client = ClientBuilder::try_from(kube::Config::infer().await.unwrap())
+                .unwrap()
+                .with_layer(&count);
             let client = client
-                .with_layer(&tower::util::MapResponseLayer::new(|response: http::Response<_>| response.map(BodyExt::boxed_unsync)))
+                .with_layer(&tower::util::MapResponseLayer::new(
+                    |response: http::Response<_>| response.map(BodyExt::boxed_unsync),
+                ))
                 .build();
             let me = format!("test-{}", uuid::Uuid::new_v4());
             run::work(client, tls, me, namespace, Arc::new(Health::default()), token).await;
@@ -137,15 +148,14 @@ impl World {
         self.controller = Some((stop, task));
     }
 
-    fn client_config(&self) -> impl Future<Output = kube::Config> + Send + 'static {
-        async { kube::Config::infer().await.unwrap() }
-    }
-
     /// Ends the controller in order.
     pub async fn stop_controller(&mut self) {
         let (stop, task) = self.controller.take().unwrap();
         stop.cancel();
-        tokio::time::timeout(DEADLINE, task).await.expect("the controller ends").unwrap();
+        tokio::time::timeout(DEADLINE, task)
+            .await
+            .expect("the controller ends")
+            .unwrap();
     }
 
     /// Ends the controller as a kill does.
@@ -180,14 +190,19 @@ impl World {
             },
         }))
         .unwrap();
-        self.api::<VirtualMachine>().create(&PostParams::default(), &object).await.unwrap()
+        self.api::<VirtualMachine>()
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
     }
 
     /// A guest that runs on host `a`.
     pub async fn running_guest(&self, name: &str) -> VirtualMachine {
         self.create_guest(name).await;
         self.until::<VirtualMachine>(name, |guest| {
-            condition(&guest.status.as_ref()?.conditions, "Ready").filter(|ready| *ready == "Running").map(|_| guest.clone())
+            condition(&guest.status.as_ref()?.conditions, "Ready")
+                .filter(|ready| *ready == "Running")
+                .map(|_| guest.clone())
         })
         .await
     }
@@ -204,13 +219,19 @@ impl World {
             },
         }))
         .unwrap();
-        self.api::<VirtualMachineMigration>().create(&PostParams::default(), &object).await.unwrap();
+        self.api::<VirtualMachineMigration>()
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap();
     }
 
     /// Waits until `found` finds something in the object.
     pub async fn until<K>(&self, name: &str, found: impl Fn(&K) -> Option<K>) -> K
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
     {
         let api = self.api::<K>();
         let deadline = tokio::time::Instant::now() + DEADLINE;
@@ -219,7 +240,10 @@ impl World {
             if let Some(object) = found(&object) {
                 return object;
             }
-            assert!(tokio::time::Instant::now() < deadline, "not so in time: {object:#?}");
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "not so in time: {object:#?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -238,7 +262,10 @@ impl World {
     /// Waits until the object is gone.
     pub async fn until_gone<K>(&self, name: &str)
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
     {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while let Some(object) = self.api::<K>().get_opt(name).await.unwrap() {
@@ -248,39 +275,74 @@ impl World {
     }
 
     pub async fn record(&self, guest: &VirtualMachine) -> Option<GuestRecord> {
-        Api::all(self.client.clone()).get_opt(&guest.uid().unwrap()).await.unwrap()
+        Api::all(self.client.clone())
+            .get_opt(&guest.uid().unwrap())
+            .await
+            .unwrap()
     }
 
     pub fn orders(&self, host: &str) -> Vec<String> {
         self.agents[host].agent.script.lock().unwrap().orders.clone()
     }
 
-    /// The reasons of the events about an object, in the order in which they were told.
-    pub async fn events(&self, name: &str) -> Vec<String> {
-        let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), &self.namespace);
-        let mut events: Vec<_> = api
-            .list(&Default::default())
-            .await
-            .unwrap()
-            .items
-            .into_iter()
-            .filter(|event| event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name))
-            .map(|event| (event.event_time.clone().map(|time| time.0), event.reason.unwrap_or_default()))
-            .collect();
-        events.sort();
-        events.into_iter().map(|(_, reason)| reason).collect()
+    /// The reasons of the events about an object, in the order in which they were told, once there are `count`.
+    pub async fn events(&self, name: &str, count: usize) -> Vec<String> {
+        let api: Api<k8s_openapi::api::events::v1::Event> =
+            Api::namespaced(self.client.clone(), &self.namespace);
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        loop {
+            let mut events: Vec<_> = api
+                .list(&Default::default())
+                .await
+                .unwrap()
+                .items
+                .into_iter()
+                .filter(|event| {
+                    event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name)
+                })
+                .map(|event| {
+                    (
+                        event.event_time.clone().map(|time| time.0),
+                        event.reason.unwrap_or_default(),
+                    )
+                })
+                .collect();
+            events.sort();
+            let reasons: Vec<_> = events.into_iter().map(|(_, reason)| reason).collect();
+            if reasons.len() >= count {
+                return reasons;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "only {reasons:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Takes everything away.
     pub async fn end(mut self) {
-        for migration in self.api::<VirtualMachineMigration>().list(&Default::default()).await.unwrap() {
+        for migration in self
+            .api::<VirtualMachineMigration>()
+            .list(&Default::default())
+            .await
+            .unwrap()
+        {
             let name = migration.name_any();
-            let _ = self.api::<VirtualMachineMigration>().delete(&name, &DeleteParams::default()).await;
+            let _ = self
+                .api::<VirtualMachineMigration>()
+                .delete(&name, &DeleteParams::default())
+                .await;
             self.until_gone::<VirtualMachineMigration>(&name).await;
         }
-        for guest in self.api::<VirtualMachine>().list(&Default::default()).await.unwrap() {
+        for guest in self
+            .api::<VirtualMachine>()
+            .list(&Default::default())
+            .await
+            .unwrap()
+        {
             let name = guest.name_any();
-            let _ = self.api::<VirtualMachine>().delete(&name, &DeleteParams::default()).await;
+            let _ = self
+                .api::<VirtualMachine>()
+                .delete(&name, &DeleteParams::default())
+                .await;
             self.until_gone::<VirtualMachine>(&name).await;
         }
         self.stop_controller().await;
@@ -310,6 +372,9 @@ async fn install(client: &Client) {
         api.patch(&name, &params, &Patch::Apply(&crd)).await.unwrap();
         let established = kube::runtime::wait::conditions::is_crd_established();
         let waiting = kube::runtime::wait::await_condition(api.clone(), &name, established);
-        tokio::time::timeout(DEADLINE, waiting).await.expect("the CRD is served").unwrap();
+        tokio::time::timeout(DEADLINE, waiting)
+            .await
+            .expect("the CRD is served")
+            .unwrap();
     }
 }
