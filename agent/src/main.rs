@@ -199,12 +199,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     ));
 
     tokio::select! {
+        // Once the agent is told to stop, the port is no longer served either: that is no failure.
+        biased;
+        () = stop.cancelled() => {}
         outcome = &mut serving => {
             stop.cancel();
             outcome.context("serve")?.context("serve")?;
             bail!("the agent port is no longer served");
         }
-        () = stop.cancelled() => {}
     }
     info!("the agent is being stopped; its guests go on");
     let farewell = async {

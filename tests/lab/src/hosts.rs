@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::accelerator;
 use crate::certificates::{Files, write_secret};
 use crate::chart::NAMESPACE;
 use crate::process::Process;
@@ -110,7 +111,7 @@ impl Host {
                 "key": files.tls.key,
             },
             "kubeconfig": files.kubeconfig,
-            "qemu": {"binary": files.qemu},
+            "qemu": {"binary": files.qemu, "accelerator": accelerator::choice()},
             // Hosts are one machine here: their guests still are users of their own.
             "guestUsers": {"first": self.first_user, "count": USERS},
             "namespace": NAMESPACE,

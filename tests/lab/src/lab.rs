@@ -12,11 +12,11 @@ use kube::{Api, Client};
 
 use crate::certificates::Authority;
 use crate::control_plane::ControlPlane;
-use crate::hosts::{AgentFiles, Host};
+use crate::hosts::{AGENT_PORT, AgentFiles, Host};
 use crate::network::Network;
 use crate::process::Process;
 use crate::run::Run;
-use crate::{cache, chart, credentials, initramfs};
+use crate::{accelerator, cache, chart, credentials, initramfs};
 
 /// The file names in the pool `default` that test guests boot from.
 pub const KERNEL: &str = "vmlinuz";
@@ -317,7 +317,8 @@ impl Lab {
         self.controller.as_mut()
     }
 
-    /// Waits until every host whose agent was started is ready by its VirtualMachineHost's condition.
+    /// Waits until every host whose agent was started is ready: its agent listens (the object may still tell of an
+    /// agent that was killed) and its VirtualMachineHost says so.
     ///
     /// # Errors
     /// When one is not within 30 s, or its agent has ended; the message names the log.
@@ -326,14 +327,19 @@ impl Lab {
         let deadline = Instant::now() + HOSTS_READY_WITHIN;
         for host in &mut self.hosts {
             let name = host.name.clone();
-            let Some(agent) = host.agent() else { continue };
             loop {
+                let Some(agent) = host.agent() else { break };
                 agent.check()?;
                 if let Some(controller) = &mut self.controller {
                     controller.check()?;
                 }
                 let object = objects.get_opt(&name).await?;
-                if object.as_ref().is_some_and(ready) {
+                let listens = host.listening()?.contains(&AGENT_PORT);
+                if let Some(object) = object.as_ref().filter(|object| listens && ready(object)) {
+                    let found = object.status.iter().flat_map(|status| &status.hypervisors).next();
+                    if let Some(found) = found {
+                        accelerator::remember(&found.accelerator);
+                    }
                     break;
                 }
                 if Instant::now() > deadline {
@@ -342,7 +348,7 @@ impl Lab {
                         .map(|status| status.conditions);
                     bail!(
                         "{name} is not ready after {HOSTS_READY_WITHIN:?}: {status:?}; {}",
-                        agent.last_words()
+                        host.agent().map(|agent| agent.last_words()).unwrap_or_default()
                     );
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;

@@ -3,6 +3,7 @@
 //! [`Lab::start`] brings everything up and [`Lab::stop`] takes it down; the rest is what they are made of. Whatever a
 //! crash leaves behind is removed by the next start (see [`run`]).
 
+pub mod accelerator;
 pub mod audit;
 pub mod boot_sector;
 pub mod cache;

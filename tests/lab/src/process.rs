@@ -41,7 +41,9 @@ impl Process {
             .stdout(output)
             .stderr(errors)
             .process_group(0)
-            .env(MARK, directory);
+            .env(MARK, directory)
+            // A log is read in a file.
+            .env("NO_COLOR", "1");
         let child = command
             .spawn()
             .with_context(|| format!("start {part}: {}", command.get_program().to_string_lossy()))?;

@@ -352,12 +352,14 @@ fn control_groups(processes: &[Seen]) -> Vec<PathBuf> {
             if !path.contains("godwit") {
                 continue;
             }
-            let mount = if controllers.is_empty() {
-                "/sys/fs/cgroup".to_owned()
-            } else {
-                format!("/sys/fs/cgroup/{}", controllers.trim_start_matches("name="))
+            // Version 2 has no named controllers; beside version 1 it has a directory of its own.
+            let mounts: &[&str] = match controllers {
+                "" => &["", "/unified"],
+                controllers => &[&format!("/{}", controllers.trim_start_matches("name="))],
             };
-            groups.push(PathBuf::from(format!("{mount}{path}")));
+            for mount in mounts {
+                groups.push(PathBuf::from(format!("/sys/fs/cgroup{mount}{path}")));
+            }
         }
     }
     groups.sort_by_key(|path| std::cmp::Reverse(path.components().count()));

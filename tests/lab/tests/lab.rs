@@ -155,9 +155,15 @@ fn what_is_left_on_purpose_stays_until_it_is_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_reach_the_api_server_until_their_cable_is_cut() {
     let _alone = ALONE.lock().await;
-    let mut lab = Lab::start(LabOptions::new("links").guest_files(false).hosts(2).agents(false).controller(false))
-        .await
-        .unwrap();
+    let mut lab = Lab::start(
+        LabOptions::new("links")
+            .guest_files(false)
+            .hosts(2)
+            .agents(false)
+            .controller(false),
+    )
+    .await
+    .unwrap();
     if !lab.network.separate() {
         // Not root: loopback addresses cannot be cut.
         for words in lab.network.skipped() {
@@ -222,6 +228,109 @@ async fn hosts_reach_the_api_server_until_their_cable_is_cut() {
     lab.stop().await.unwrap();
     sleeper.wait().unwrap();
     assert!(network::namespaces_of(number).is_empty() || listed(number).is_some_and(|now| now.held));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_goes_with_its_lab() {
+    use godwit_crds::VirtualMachine;
+    use godwit_crds::virtual_machine::GuestState;
+
+    let _alone = ALONE.lock().await;
+    let mut lab = Lab::start(LabOptions::new("guest")).await.unwrap();
+    let number = lab.number();
+    let directory = lab.host(1).unwrap().directory.parent().unwrap().to_owned();
+    let machine: VirtualMachine = serde_json::from_value(serde_json::json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachine",
+        "metadata": {"name": "guest", "namespace": "default"},
+        "spec": {
+            "host": "h2",
+            "machine": {"type": "pc-q35-10.0"},
+            "cpu": {"count": 1, "model": "qemu64"},
+            "memory": "128Mi",
+            "boot": {"kernel": {"image": {"file": "vmlinuz"}, "initramfs": {"file": "initramfs.cpio"}}},
+        },
+    }))
+    .unwrap();
+    let machines: kube::Api<VirtualMachine> = kube::Api::namespaced(lab.client(), "default");
+    machines
+        .create(&kube::api::PostParams::default(), &machine)
+        .await
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let state = machines
+            .get("guest")
+            .await
+            .unwrap()
+            .status
+            .and_then(|status| status.state);
+        if state == Some(GuestState::Running) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the guest is {state:?} after 30 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let [hypervisor] = lab
+        .host(2)
+        .unwrap()
+        .hypervisors()
+        .try_into()
+        .expect("one hypervisor");
+    assert!(lab.host(1).unwrap().hypervisors().is_empty());
+    assert!(
+        lab.host(2)
+            .unwrap()
+            .listening()
+            .unwrap()
+            .contains(&godwit_lab::hosts::AGENT_PORT)
+    );
+
+    // The guest outlives its agent and is still known as its host's.
+    lab.host(2).unwrap().kill_agent();
+    assert_eq!(
+        lab.host(2).unwrap().hypervisors(),
+        std::slice::from_ref(&hypervisor)
+    );
+    lab.start_agent(2).unwrap();
+    lab.wait_until_ready().await.unwrap();
+    assert_eq!(
+        lab.host(2).unwrap().hypervisors(),
+        std::slice::from_ref(&hypervisor)
+    );
+    let groups = groups_of(hypervisor.pid);
+
+    lab.stop().await.unwrap();
+    assert!(godwit_lab::processes::look(hypervisor.pid).is_none_or(|now| now != hypervisor));
+    for group in groups {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
+    assert!(!directory.exists() || listed(number).is_some_and(|now| now.held));
+}
+
+/// The control groups of a process that have godwit's name, wherever they are mounted.
+fn groups_of(pid: i32) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let paths: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .filter(|path| path.contains("godwit"))
+        .collect();
+    let mounts = std::fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let mounts: Vec<PathBuf> = mounts.chain([PathBuf::from("/sys/fs/cgroup")]).collect();
+    let groups: Vec<PathBuf> = mounts
+        .iter()
+        .flat_map(|mount| paths.iter().map(|path| mount.join(path.trim_start_matches('/'))))
+        .filter(|group| group.exists())
+        .collect();
+    assert!(
+        !groups.is_empty() || !cache::root(),
+        "the guest has no control group of its own"
+    );
+    groups
 }
 
 /// How fast host 1 sends to host 2, in Mbit/s: 8 MiB by the shell's own means.

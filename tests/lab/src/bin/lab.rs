@@ -91,7 +91,7 @@ async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
         records.join("administrator.kubeconfig").display()
     );
     println!("  export PATH={}:{}:$PATH", programs.display(), tools.display());
-    println!("  kubectl get vmhosts");
+    println!("  kubectl get vmhost");
     println!("  kubectl explain vmmig.spec");
     println!("  kubectl godwit --help");
     println!("\nto remove it\n  {}/lab down {number}", programs.display());
