@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use godwit_crds::virtual_machine::GuestState;
 use tracing::{error, info, warn};
 
@@ -22,6 +23,8 @@ use crate::clock::now_micros;
 use crate::hypervisor::{Adoption, Guest, ProcessRecord, RunState};
 use crate::state::StateError;
 
+/// How many guests are taken up at a time.
+const AT_ONCE: usize = 16;
 /// How often a process that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -36,33 +39,37 @@ enum Launched {
 }
 
 impl Inner {
-    /// Takes up every recorded guest.
+    /// Takes up every recorded guest, several at a time: one that does not answer holds the others up little.
     pub(super) async fn recover(self: Arc<Self>) -> Result<(), GuestError> {
-        for uid in self.recorded()? {
-            let locked = self.lock(&uid).await;
-            let record = self.record(&uid);
-            let read = blocking(move || record.read::<GuestEntry>()).await;
-            match read {
-                Ok(None) => {}
-                Ok(Some(entry)) => match self.understood(&uid, &entry) {
-                    Ok(definition) => {
-                        *locked.slot.known() = Known::Here(Box::new(Here::new(entry, definition)));
-                        self.take_up(&locked.slot).await?;
-                    }
-                    Err(why) => self.leave_alone(
-                        &locked.slot,
-                        StateError::Damaged {
-                            path: self.record(&uid).path().into(),
-                            why,
-                        },
-                    ),
-                },
-                Err(error) => self.leave_alone(&locked.slot, error),
-            }
-        }
+        let uids = self.recorded()?;
+        let recovered = futures::stream::iter(uids).map(|uid| self.recover_one(uid));
+        recovered.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         self.sweep()?;
         self.changed();
         Ok(())
+    }
+
+    async fn recover_one(self: &Arc<Self>, uid: String) -> Result<(), GuestError> {
+        let locked = self.lock(&uid).await;
+        let record = self.record(&uid);
+        match blocking(move || record.read::<GuestEntry>()).await {
+            Ok(None) => Ok(()),
+            Ok(Some(entry)) => match self.understood(&uid, &entry) {
+                Ok(definition) => {
+                    *locked.slot.known() = Known::Here(Box::new(Here::new(entry, definition)));
+                    self.take_up(&locked.slot).await
+                }
+                Err(why) => {
+                    let path = self.record(&uid).path().into();
+                    self.leave_alone(&locked.slot, StateError::Damaged { path, why });
+                    Ok(())
+                }
+            },
+            Err(error) => {
+                self.leave_alone(&locked.slot, error);
+                Ok(())
+            }
+        }
     }
 
     fn understood(&self, uid: &str, entry: &GuestEntry) -> Result<Definition, String> {
