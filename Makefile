@@ -1,0 +1,44 @@
+# godwit. `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+INSTALL := tests/tools/install
+
+.PHONY: help
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+.PHONY: demo
+demo: ## Watch a guest move between two hosts (KEEP=1 leaves it all running)
+	@tests/prepare programs
+	@target/debug/demo
+
+.PHONY: test
+test: ## Run all tests
+	@tests/run
+
+.PHONY: test-all
+test-all: ## Run all tests, and the long ones: the model with three faults
+	@tests/run --long
+
+.PHONY: lint
+lint: ## Check formatting, lints, generated files and the chart
+	@tests/lint
+
+.PHONY: bench
+bench: ## Measure, and compare with the targets (some 15 minutes)
+	@tests/prepare bench
+	@target/release/bench
+
+.PHONY: lab
+lab: ## Leave a control plane and two hosts running, and say how to use them
+	@tests/prepare programs
+	@target/debug/lab up
+
+.PHONY: lab-down
+lab-down: ## Remove every lab
+	@target/debug/lab down
+
+.PHONY: generate
+generate: ## Write the CRD manifests from the Rust types
+	cargo run --quiet -p godwit-crds --features generate --bin generate -- deploy/crds
+	cp deploy/crds/*.yaml charts/godwit/crds/
