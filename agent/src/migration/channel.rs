@@ -43,7 +43,9 @@ const SCHEME: &str = "tcp://";
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
     /// Every port of the range is in use.
-    #[error("Each port from {first} to {last} on {address} is in use; wait for other migrations, or widen the range")]
+    #[error(
+        "Each port from {first} to {last} on {address} is in use; wait for other migrations, or widen the range"
+    )]
     PortsExhausted {
         /// The migration address.
         address: IpAddr,
@@ -100,7 +102,10 @@ impl Door {
         Ok(Self {
             listener,
             hello: hello(migration, &token).ok_or_else(|| ChannelError::Uri(bound.to_string()))?,
-            channel: Channel { uri: format!("{SCHEME}{bound}"), token: Token(token.to_vec()) },
+            channel: Channel {
+                uri: format!("{SCHEME}{bound}"),
+                token: Token(token.to_vec()),
+            },
         })
     }
 
@@ -153,15 +158,23 @@ fn listen(address: IpAddr, ports: &RangeInclusive<u16>) -> Result<TcpListener, C
         }
         .map_err(system("A socket for the migration"))?;
         // A port whose last connection still lingers is free; one that somebody listens on is not.
-        socket.set_reuseaddr(true).map_err(system("A socket for the migration"))?;
-        let tried = socket.bind(SocketAddr::new(address, port)).and_then(|()| socket.listen(16));
+        socket
+            .set_reuseaddr(true)
+            .map_err(system("A socket for the migration"))?;
+        let tried = socket
+            .bind(SocketAddr::new(address, port))
+            .and_then(|()| socket.listen(16));
         match tried {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(system(format!("Listening on {address} port {port}"))(error)),
         }
     }
-    Err(ChannelError::PortsExhausted { address, first: *ports.start(), last: *ports.end() })
+    Err(ChannelError::PortsExhausted {
+        address,
+        first: *ports.start(),
+        last: *ports.end(),
+    })
 }
 
 fn draw() -> Result<[u8; TOKEN_BYTES], ChannelError> {
@@ -171,7 +184,9 @@ fn draw() -> Result<[u8; TOKEN_BYTES], ChannelError> {
     if drawn == TOKEN_BYTES {
         Ok(token)
     } else {
-        Err(system("Drawing a one-time word")(std::io::Error::other("too few random bytes")))
+        Err(system("Drawing a one-time word")(std::io::Error::other(
+            "too few random bytes",
+        )))
     }
 }
 
@@ -190,7 +205,11 @@ fn hello(migration: &str, token: &[u8]) -> Option<[u8; HELLO_BYTES]> {
 }
 
 /// The stream, if the right word came on it in time.
-async fn listen_for(mut stream: TcpStream, peer: SocketAddr, expected: [u8; HELLO_BYTES]) -> Option<TcpStream> {
+async fn listen_for(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    expected: [u8; HELLO_BYTES],
+) -> Option<TcpStream> {
     let mut said = [0; HELLO_BYTES];
     match timeout(HELLO_DEADLINE, stream.read_exact(&mut said)).await {
         Ok(Ok(_)) if bool::from(said.ct_eq(&expected)) => Some(stream),
@@ -210,28 +229,44 @@ async fn listen_for(mut stream: TcpStream, peer: SocketAddr, expected: [u8; HELL
 }
 
 /// Opens the source's end: connects, says the word and waits until it was taken.
-pub async fn connect(channel: &Channel, migration: &str, deadline: Duration) -> Result<OwnedFd, ChannelError> {
+pub async fn connect(
+    channel: &Channel,
+    migration: &str,
+    deadline: Duration,
+) -> Result<OwnedFd, ChannelError> {
     let bad = || ChannelError::Uri(channel.uri.clone());
-    let address: SocketAddr = channel.uri.strip_prefix(SCHEME).and_then(|a| a.parse().ok()).ok_or_else(bad)?;
+    let address: SocketAddr = channel
+        .uri
+        .strip_prefix(SCHEME)
+        .and_then(|a| a.parse().ok())
+        .ok_or_else(bad)?;
     let hello = hello(migration, &channel.token.0).ok_or_else(bad)?;
     let work = async {
-        let mut stream =
-            TcpStream::connect(address).await.map_err(system(format!("Connecting to {address}")))?;
-        stream.write_all(&hello).await.map_err(|_| ChannelError::NotTaken(address))?;
+        let mut stream = TcpStream::connect(address)
+            .await
+            .map_err(system(format!("Connecting to {address}")))?;
+        stream
+            .write_all(&hello)
+            .await
+            .map_err(|_| ChannelError::NotTaken(address))?;
         let mut answer = [0];
         match stream.read_exact(&mut answer).await {
             Ok(_) if answer == [TAKEN] => hand_over(stream),
             Ok(_) | Err(_) => Err(ChannelError::NotTaken(address)),
         }
     };
-    timeout(deadline, work).await.map_err(|_| ChannelError::Deadline { address, deadline })?
+    timeout(deadline, work)
+        .await
+        .map_err(|_| ChannelError::Deadline { address, deadline })?
 }
 
 /// The socket as a hypervisor takes it: blocking, without delays, and with a bound on silence. Its buffers stay
 /// with the kernel's own tuning, which goes beyond what may be set by hand.
 fn hand_over(stream: TcpStream) -> Result<OwnedFd, ChannelError> {
     let stream = stream.into_std().map_err(system("Taking the socket over"))?;
-    stream.set_nonblocking(false).map_err(system("Taking the socket over"))?;
+    stream
+        .set_nonblocking(false)
+        .map_err(system("Taking the socket over"))?;
     let millis = u32::try_from(PATH_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     let set = || {
         sockopt::set_tcp_nodelay(&stream, true)?;
@@ -308,9 +343,18 @@ mod tests {
         // Closed without a word.
         let _ = timeout(LONG, garbage.read_to_end(&mut answer)).await.unwrap();
         assert!(answer.is_empty());
-        let wrong = Channel { token: Token(vec![0; TOKEN_BYTES]), ..channel.clone() };
-        assert!(matches!(connect(&wrong, "m-1", LONG).await, Err(ChannelError::NotTaken(_))));
-        assert!(matches!(connect(&channel, "m-2", LONG).await, Err(ChannelError::NotTaken(_))));
+        let wrong = Channel {
+            token: Token(vec![0; TOKEN_BYTES]),
+            ..channel.clone()
+        };
+        assert!(matches!(
+            connect(&wrong, "m-1", LONG).await,
+            Err(ChannelError::NotTaken(_))
+        ));
+        assert!(matches!(
+            connect(&channel, "m-2", LONG).await,
+            Err(ChannelError::NotTaken(_))
+        ));
         connect(&channel, "m-1", LONG).await.unwrap();
         timeout(LONG, admitted).await.unwrap().unwrap().unwrap();
         // A replayed word finds no door.
@@ -321,8 +365,11 @@ mod tests {
     async fn a_used_up_range_says_so_and_the_next_free_port_is_taken() {
         let first = door();
         let taken = address(first.channel()).port();
-        let Err(ChannelError::PortsExhausted { first: low, last: high, .. }) =
-            Door::open(LOOPBACK, taken..=taken, "m-2")
+        let Err(ChannelError::PortsExhausted {
+            first: low,
+            last: high,
+            ..
+        }) = Door::open(LOOPBACK, taken..=taken, "m-2")
         else {
             panic!("a port was used twice")
         };
@@ -343,8 +390,14 @@ mod tests {
         };
         let outcome = connect(&channel, "m-1", Duration::from_millis(200)).await;
         assert!(matches!(outcome, Err(ChannelError::Deadline { .. })));
-        let foreign = Channel { uri: "unix:///x".into(), ..channel };
-        assert!(matches!(connect(&foreign, "m-1", LONG).await, Err(ChannelError::Uri(_))));
+        let foreign = Channel {
+            uri: "unix:///x".into(),
+            ..channel
+        };
+        assert!(matches!(
+            connect(&foreign, "m-1", LONG).await,
+            Err(ChannelError::Uri(_))
+        ));
     }
 
     /// Not a judgement, a measurement: whether buffers set by hand beat the kernel's own tuning over loopback.

@@ -98,17 +98,29 @@ impl Custody for Guests {
                 )))
             };
         }
-        let known = self.list().into_iter().find(|view| view.identity.uid == terms.guest);
+        let known = self
+            .list()
+            .into_iter()
+            .find(|view| view.identity.uid == terms.guest);
         match known.map(|view| (view.state, view.note)) {
-            Some((GuestState::Unknown | GuestState::Starting, note)) => Err(GuestError::HypervisorSilent(
-                note.unwrap_or_else(|| format!("The process of guest {} does not answer", terms.guest)),
-            )),
+            Some((GuestState::Unknown | GuestState::Starting, note)) => {
+                Err(GuestError::HypervisorSilent(note.unwrap_or_else(|| {
+                    format!("The process of guest {} does not answer", terms.guest)
+                })))
+            }
             Some(_) | None => Ok(None),
         }
     }
 
     async fn take_over(&self, terms: &Terms, since_micros: Option<i64>) -> Result<(), GuestError> {
-        Self::take_over(self, &terms.guest, &terms.migration, terms.epoch + 1, since_micros).await
+        Self::take_over(
+            self,
+            &terms.guest,
+            &terms.migration,
+            terms.epoch + 1,
+            since_micros,
+        )
+        .await
     }
 
     async fn discard_incoming(&self, terms: &Terms) -> Result<(), GuestError> {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use godwit_handover::{
-    Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, Refusal, Step, Terms,
+    Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, Refusal, Step,
+    Terms,
 };
 use godwit_protocol::{Fault, Side};
 use std::os::fd::OwnedFd;
@@ -116,9 +117,10 @@ pub(super) async fn run(start: DestinationStart) {
         Pen::new(journal, move |line, outcome| {
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(DestinationEvent::Journaled(entry), None),
-                (Line::Entry(_), Err(error)) => {
-                    Answer::Written(DestinationEvent::JournalFailed, Some(Note::new("DiskFull", error)))
-                }
+                (Line::Entry(_), Err(error)) => Answer::Written(
+                    DestinationEvent::JournalFailed,
+                    Some(Note::new("DiskFull", error)),
+                ),
                 (Line::Ended { .. }, _) => Answer::Ended,
             };
             // Nobody listens where the agent is about to end.
@@ -132,7 +134,10 @@ pub(super) async fn run(start: DestinationStart) {
             custody: start.custody.clone(),
             terms: start.machine.terms().clone(),
         };
-        (sender, AbortOnDropHandle::new(tokio::spawn(hand.work(work, answers.clone()))))
+        (
+            sender,
+            AbortOnDropHandle::new(tokio::spawn(hand.work(work, answers.clone()))),
+        )
     });
     let mut runner = Runner {
         machine: start.machine,
@@ -206,19 +211,28 @@ impl Runner {
                 if self.pen.as_ref().is_some_and(|pen| pen.write(Line::Entry(entry))) {
                     self.writes += 1;
                 } else {
-                    let _ = self.answers.send(Answer::Event(DestinationEvent::JournalFailed, None));
+                    let _ = self
+                        .answers
+                        .send(Answer::Event(DestinationEvent::JournalFailed, None));
                 }
             }
             DestinationEffect::Launch => match self.arrival.take() {
                 Some(arrival) => {
-                    let Arrival { identity, definition, door, launched } = arrival;
+                    let Arrival {
+                        identity,
+                        definition,
+                        door,
+                        launched,
+                    } = arrival;
                     self.launched = Some(launched);
                     self.order(Work::Launch(Box::new((identity, definition))));
                     self.open(door);
                 }
                 // Only a new migration launches.
                 None => {
-                    let _ = self.answers.send(Answer::Event(DestinationEvent::LaunchFailed, None));
+                    let _ = self
+                        .answers
+                        .send(Answer::Event(DestinationEvent::LaunchFailed, None));
                 }
             },
             DestinationEffect::Resume => self.order(Work::Resume),
@@ -390,7 +404,9 @@ impl Runner {
         match event.kind {
             GuestEventKind::Stream(StreamState::Completed) => self.feel(DestinationEvent::Loaded),
             // The hypervisor's words about it are worth a look; the look tells the failure too.
-            GuestEventKind::Stream(StreamState::Failed | StreamState::Cancelled) => self.look_at = Instant::now(),
+            GuestEventKind::Stream(StreamState::Failed | StreamState::Cancelled) => {
+                self.look_at = Instant::now()
+            }
             GuestEventKind::Resumed => {
                 self.publisher.resumed_at(event.at_micros);
                 self.feel(DestinationEvent::Resumed);
@@ -429,7 +445,10 @@ impl Runner {
                 let _ = reply.send(outcome);
             }
             // The path's proof is the source's to judge.
-            Message::KeepAlive { path_proven: _, silence } => self.driver.keep_alive(now, false, silence),
+            Message::KeepAlive {
+                path_proven: _,
+                silence,
+            } => self.driver.keep_alive(now, false, silence),
         }
     }
 
@@ -455,9 +474,19 @@ impl Runner {
         if self.closing {
             return None;
         }
-        let look = self.look_interval().filter(|_| !self.looking).map(|_| self.look_at);
-        let close = self.machine.is_final().then_some(self.close_at).filter(|at| *at > Instant::now());
-        [look, close, self.nobody_at, self.destroy_at, self.driver.next()].into_iter().flatten().min()
+        let look = self
+            .look_interval()
+            .filter(|_| !self.looking)
+            .map(|_| self.look_at);
+        let close = self
+            .machine
+            .is_final()
+            .then_some(self.close_at)
+            .filter(|at| *at > Instant::now());
+        [look, close, self.nobody_at, self.destroy_at, self.driver.next()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn woken(&mut self, now: Instant) {
@@ -468,7 +497,10 @@ impl Runner {
             }
         }
         if self.nobody_at.take_if(|at| *at <= now).is_some() {
-            self.publisher.note(Note::new("StreamFailed", "The source did not open the channel in time"));
+            self.publisher.note(Note::new(
+                "StreamFailed",
+                "The source did not open the channel in time",
+            ));
             self.feel(DestinationEvent::NobodyConnected);
         }
         if self.destroy_at.take_if(|at| *at <= now).is_some() {
@@ -521,7 +553,9 @@ impl Runner {
         self.closing = true;
         self.shut_the_door();
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the destination's side has ended");
-        let line = Line::Ended { report: format!("{report:?}") };
+        let line = Line::Ended {
+            report: format!("{report:?}"),
+        };
         if !self.pen.as_ref().is_some_and(|pen| pen.write(line)) {
             let _ = self.answers.send(Answer::Ended);
         }
@@ -555,7 +589,10 @@ fn known_reason(reason: &str) -> &'static str {
         "DiskFull",
         "JournalDamaged",
     ];
-    WORDS.into_iter().find(|word| *word == reason).unwrap_or("InternalError")
+    WORDS
+        .into_iter()
+        .find(|word| *word == reason)
+        .unwrap_or("InternalError")
 }
 
 /// What carries commands to the hypervisor, one after the other.
@@ -572,7 +609,10 @@ impl Hand {
             let answer = match next {
                 Work::Launch(what) => {
                     let (identity, definition) = *what;
-                    let outcome = self.custody.launch_incoming(&identity, &definition, &self.terms).await;
+                    let outcome = self
+                        .custody
+                        .launch_incoming(&identity, &definition, &self.terms)
+                        .await;
                     self.guest = outcome.as_ref().ok().map(|held| held.guest.clone());
                     Answer::Launched(Box::new(outcome))
                 }
@@ -613,9 +653,10 @@ impl Hand {
             Ok(()) => Answer::Event(DestinationEvent::Connected, None),
             Err(HypervisorError::Died) => Answer::Event(DestinationEvent::Died, None),
             // Nothing was taken, or it is not known what was: the copy is given up, the source has the guest.
-            Err(error) => {
-                Answer::Event(DestinationEvent::StreamFailed, Some(Note::new("StreamFailed", error)))
-            }
+            Err(error) => Answer::Event(
+                DestinationEvent::StreamFailed,
+                Some(Note::new("StreamFailed", error)),
+            ),
         }
     }
 

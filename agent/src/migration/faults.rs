@@ -14,11 +14,21 @@ pub fn refused(refusal: Refusal) -> Fault {
             "OtherTerms",
             "This host knows this migration under other terms; look at the GuestRecord",
         ),
-        Refusal::TooLate => {
-            (Category::Conflict, "CancelTooLate", "The handover has begun; it can not be stopped any more")
-        }
-        Refusal::TooEarly => (Category::Unavailable, "OrderTooEarly", "An earlier phase has not ended here"),
-        Refusal::Ended => (Category::Conflict, "MigrationEnded", "The migration has ended here"),
+        Refusal::TooLate => (
+            Category::Conflict,
+            "CancelTooLate",
+            "The handover has begun; it can not be stopped any more",
+        ),
+        Refusal::TooEarly => (
+            Category::Unavailable,
+            "OrderTooEarly",
+            "An earlier phase has not ended here",
+        ),
+        Refusal::Ended => (
+            Category::Conflict,
+            "MigrationEnded",
+            "The migration has ended here",
+        ),
         Refusal::GatesMissing => (
             Category::Lacking,
             "GuestNotMigratable",

@@ -172,6 +172,11 @@ impl Journal {
         directory.join(format!("{migration}{SUFFIX}"))
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Begins a migration's journal. When this returns, the whole of its space is on the medium and its name in
     /// the directory.
     ///
@@ -185,7 +190,11 @@ impl Journal {
             if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
                 JournalError::DiskFull { path: path.clone() }
             } else {
-                JournalError::System { action, path: path.clone(), source }
+                JournalError::System {
+                    action,
+                    path: path.clone(),
+                    source,
+                }
             }
         };
         if path.exists() {
@@ -211,14 +220,21 @@ impl Journal {
             let _ = fs::remove_file(&path);
             failed("sync the directory of", e)
         })?;
-        Ok(Self { path, medium: Box::new(file), next: HEADER, broken: false })
+        Ok(Self {
+            path,
+            medium: Box::new(file),
+            next: HEADER,
+            broken: false,
+        })
     }
 
     /// Makes a line durable. An error is final: nothing is known about the file's pages after a failed sync, so it
     /// is never tried again.
     pub fn append<E: Serialize>(&mut self, line: &Line<E>) -> Result<(), JournalError> {
         if self.broken {
-            return Err(JournalError::Broken { path: self.path.clone() });
+            return Err(JournalError::Broken {
+                path: self.path.clone(),
+            });
         }
         let outcome = self.try_append(line);
         self.broken = outcome.is_err();
@@ -229,16 +245,24 @@ impl Journal {
         let bytes = encode(line).map_err(|e| self.failed("encode a line of", e))?;
         let end = self.next + bytes.len();
         if end > SIZE {
-            return Err(JournalError::Full { path: self.path.clone() });
+            return Err(JournalError::Full {
+                path: self.path.clone(),
+            });
         }
-        self.medium.write_at(&bytes, self.next as u64).map_err(|e| self.failed("write", e))?;
+        self.medium
+            .write_at(&bytes, self.next as u64)
+            .map_err(|e| self.failed("write", e))?;
         self.medium.sync().map_err(|e| self.failed("sync", e))?;
         self.next = end;
         Ok(())
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> JournalError {
-        JournalError::System { action, path: self.path.clone(), source }
+        JournalError::System {
+            action,
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// Puts another medium under it, which fails when a test wants it to.
@@ -265,30 +289,52 @@ pub fn head(path: &Path) -> Result<Head, JournalError> {
 pub fn reopen<E: DeserializeOwned>(path: &Path) -> Result<Reopened<E>, JournalError> {
     let bytes = load(path)?;
     let head = read_head(path, &bytes)?;
-    let damaged =
-        |why: String| JournalError::Damaged { path: path.to_path_buf(), why, head: Some(Box::new(head.clone())) };
+    let damaged = |why: String| JournalError::Damaged {
+        path: path.to_path_buf(),
+        why,
+        head: Some(Box::new(head.clone())),
+    };
     let read = read_lines(bytes.get(HEADER..).unwrap_or_default()).map_err(damaged)?;
     let mut entries = Vec::new();
     let mut ended = false;
     for payload in read.payloads {
-        let line = serde_json::from_slice(payload).map_err(|e| damaged(format!("a line has another meaning: {e}")))?;
+        let line = serde_json::from_slice(payload)
+            .map_err(|e| damaged(format!("a line has another meaning: {e}")))?;
         match line {
             Line::Entry(_) if ended => return Err(damaged("something follows its end".into())),
             Line::Entry(entry) => entries.push(entry),
             Line::Ended { .. } => ended = true,
         }
     }
-    let system =
-        |action| move |source| JournalError::System { action, path: path.to_path_buf(), source };
-    let file = OpenOptions::new().write(true).open(path).map_err(system("open"))?;
+    let system = |action| {
+        move |source| JournalError::System {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(system("open"))?;
     let next = HEADER + read.end;
     if read.torn {
         let zeros = vec![0; SIZE - next];
         file.write_all_at(&zeros, next as u64).map_err(system("write"))?;
         file.sync_data().map_err(system("sync"))?;
     }
-    let journal = Journal { path: path.to_path_buf(), medium: Box::new(file), next, broken: false };
-    Ok(Reopened { head, entries, ended, journal })
+    let journal = Journal {
+        path: path.to_path_buf(),
+        medium: Box::new(file),
+        next,
+        broken: false,
+    };
+    Ok(Reopened {
+        head,
+        entries,
+        ended,
+        journal,
+    })
 }
 
 /// The journals in a directory, which is made if it is not there. What an interrupted [`Journal::create`] left is
@@ -298,7 +344,9 @@ pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
         if name.ends_with(NEW_SUFFIX) {
             fs::remove_file(&path)?;
         } else if name.ends_with(SUFFIX) {
@@ -356,9 +404,15 @@ fn blank(head: &Head) -> io::Result<Vec<u8>> {
 }
 
 fn read_head(path: &Path, bytes: &[u8]) -> Result<Head, JournalError> {
-    let damaged = |why: &str| JournalError::Damaged { path: path.to_path_buf(), why: why.into(), head: None };
+    let damaged = |why: &str| JournalError::Damaged {
+        path: path.to_path_buf(),
+        why: why.into(),
+        head: None,
+    };
     if bytes.get(..8) != Some(MAGIC.as_slice()) {
-        return Err(JournalError::Foreign { path: path.to_path_buf() });
+        return Err(JournalError::Foreign {
+            path: path.to_path_buf(),
+        });
     }
     let (Some(format), Some(content)) = (number(bytes, 8), bytes.get(16..HEADER)) else {
         return Err(damaged("its head is not whole"));
@@ -370,7 +424,11 @@ fn read_head(path: &Path, bytes: &[u8]) -> Result<Head, JournalError> {
     let head: Head = serde_json::from_slice(content.get(..end).unwrap_or_default())
         .map_err(|_| damaged("its head has another meaning"))?;
     if format > FORMAT {
-        return Err(JournalError::Newer { path: path.to_path_buf(), format, head: Box::new(head) });
+        return Err(JournalError::Newer {
+            path: path.to_path_buf(),
+            format,
+            head: Box::new(head),
+        });
     }
     let name = path.file_name().and_then(|name| name.to_str());
     if name != Some(format!("{}{SUFFIX}", head.migration).as_str()) {
@@ -378,13 +436,20 @@ fn read_head(path: &Path, bytes: &[u8]) -> Result<Head, JournalError> {
     }
     if bytes.len() != SIZE {
         let why = format!("it has {} bytes where it was made with {SIZE}", bytes.len());
-        return Err(JournalError::Damaged { path: path.to_path_buf(), why, head: Some(Box::new(head)) });
+        return Err(JournalError::Damaged {
+            path: path.to_path_buf(),
+            why,
+            head: Some(Box::new(head)),
+        });
     }
     Ok(head)
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .map(u32::from_le_bytes)
 }
 
 fn encode<E: Serialize>(line: &Line<E>) -> io::Result<Vec<u8>> {
@@ -415,11 +480,22 @@ fn read_lines(bytes: &[u8]) -> Result<Lines<'_>, String> {
     loop {
         let rest = bytes.get(at..).unwrap_or_default();
         if zero(rest) {
-            return Ok(Lines { payloads, end: at, torn: false });
+            return Ok(Lines {
+                payloads,
+                end: at,
+                torn: false,
+            });
         }
-        let half = |from: usize| rest.get(from..from + 2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
+        let half = |from: usize| {
+            rest.get(from..from + 2)
+                .and_then(|b| b.try_into().ok())
+                .map(u16::from_le_bytes)
+        };
         let (Some(length), Some(complement), Some(sum)) = (half(0), half(2), number(rest, 4)) else {
-            return Err(format!("something stands where line {} would begin", payloads.len() + 1));
+            return Err(format!(
+                "something stands where line {} would begin",
+                payloads.len() + 1
+            ));
         };
         if length != !complement || length < 2 {
             return Err(format!("line {} has no length", payloads.len() + 1));
@@ -436,7 +512,11 @@ fn read_lines(bytes: &[u8]) -> Result<Lines<'_>, String> {
         }
         // Its last byte is a newline once it is whole: a zero there means that its write did not come so far.
         if payload.last() == Some(&0) && zero(rest.get(end..).unwrap_or_default()) {
-            return Ok(Lines { payloads, end: at, torn: true });
+            return Ok(Lines {
+                payloads,
+                end: at,
+                torn: true,
+            });
         }
         return Err(format!("line {} does not fit its checksum", payloads.len() + 1));
     }
@@ -471,9 +551,16 @@ mod tests {
             source: "a".repeat(253),
             destination: "b".repeat(253),
         };
-        let go = Go { evidence: GoEvidence::Completed, wanted: Wanted::Run, sealed: true };
+        let go = Go {
+            evidence: GoEvidence::Completed,
+            wanted: Wanted::Run,
+            sealed: true,
+        };
         vec![
-            SourceEntry::Begun { terms, budget_micros: 300_000 },
+            SourceEntry::Begun {
+                terms,
+                budget_micros: 300_000,
+            },
             SourceEntry::Intent { wanted: Wanted::Run },
             SourceEntry::Sealed,
             SourceEntry::GoSent(go),
@@ -503,7 +590,9 @@ mod tests {
         assert_eq!(again.entries, entries());
         assert_eq!(again.head, a_head("m"));
         assert!(!again.ended);
-        let ended: Line<SourceEntry> = Line::Ended { report: "Released".into() };
+        let ended: Line<SourceEntry> = Line::Ended {
+            report: "Released".into(),
+        };
         again.journal.append(&ended).unwrap();
         let again = reopen::<SourceEntry>(&path).unwrap();
         assert_eq!(again.entries, entries());
@@ -517,7 +606,10 @@ mod tests {
         for cut in (0..whole.len()).step_by(97) {
             fs::write(&path, &whole[..cut]).unwrap();
             assert!(
-                matches!(read(&path), Err(JournalError::Damaged { .. } | JournalError::Foreign { .. })),
+                matches!(
+                    read(&path),
+                    Err(JournalError::Damaged { .. } | JournalError::Foreign { .. })
+                ),
                 "cut at {cut}"
             );
         }
@@ -540,9 +632,16 @@ mod tests {
             fs::write(&path, &torn).unwrap();
             let mut again = reopen::<SourceEntry>(&path).unwrap();
             assert_eq!(again.entries, entries()[..3], "cut at {cut}");
-            again.journal.append(&Line::Entry(SourceEntry::Aborted { cause: Cause::Cancelled })).unwrap();
+            again
+                .journal
+                .append(&Line::Entry(SourceEntry::Aborted {
+                    cause: Cause::Cancelled,
+                }))
+                .unwrap();
             let mut expected = entries()[..3].to_vec();
-            expected.push(SourceEntry::Aborted { cause: Cause::Cancelled });
+            expected.push(SourceEntry::Aborted {
+                cause: Cause::Cancelled,
+            });
             assert_eq!(read(&path).unwrap(), expected);
         }
     }
@@ -555,7 +654,9 @@ mod tests {
         let sum = checksum(&[&7_u32.to_le_bytes(), &bytes[16..HEADER]]);
         bytes[12..16].copy_from_slice(&sum.to_le_bytes());
         fs::write(&path, &bytes[..HEADER + 100]).unwrap();
-        let Err(JournalError::Newer { format: 7, head, .. }) = read(&path) else { panic!("not taken for newer") };
+        let Err(JournalError::Newer { format: 7, head, .. }) = read(&path) else {
+            panic!("not taken for newer")
+        };
         assert_eq!(head.guest, "guest-1");
     }
 
@@ -612,7 +713,10 @@ mod tests {
         };
         assert!(matches!(error, JournalError::Full { .. }));
         assert_eq!(taken, (SIZE - HEADER) / SECTOR);
-        assert_eq!(read(&Journal::path_of(directory.path(), "m")).unwrap().len(), taken);
+        assert_eq!(
+            read(&Journal::path_of(directory.path(), "m")).unwrap().len(),
+            taken
+        );
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use futures::StreamExt;
 use godwit_handover::{
-    Destination, DestinationEntry, DestinationEvent, DestinationFacts, Refusal, Source, SourceEntry, SourceEvent,
-    SourceFacts, Step, StreamFact, Terms, Wanted,
+    Destination, DestinationEntry, DestinationEvent, DestinationFacts, Refusal, Source, SourceEntry,
+    SourceEvent, SourceFacts, Step, StreamFact, Terms, Wanted,
 };
 use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Update};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -190,7 +190,11 @@ impl Migrations {
     /// The whole state of a migration here, at once and at each change. One that this host does not know is shown
     /// without a side, and changes when an order makes it known.
     pub fn watch(&self, migration: &str) -> impl futures::Stream<Item = Update> + Send + use<> {
-        let receiver = self.inner.table().shown(migration, Some(Update::default())).subscribe();
+        let receiver = self
+            .inner
+            .table()
+            .shown(migration, Some(Update::default()))
+            .subscribe();
         WatchStream::new(receiver).filter_map(std::future::ready)
     }
 
@@ -203,7 +207,11 @@ impl Migrations {
             Orders::Source(orders) => orders.send(Message::KeepAlive { path_proven, silence }).is_ok(),
             Orders::Destination(orders) => orders.send(Message::KeepAlive { path_proven, silence }).is_ok(),
         };
-        if sent { Ok(()) } else { Err(faults::unknown(&terms.migration)) }
+        if sent {
+            Ok(())
+        } else {
+            Err(faults::unknown(&terms.migration))
+        }
     }
 }
 
@@ -233,9 +241,15 @@ impl Table {
     fn shown(&mut self, migration: &str, at_first: Shown) -> watch::Sender<Shown> {
         let (known, unresolved) = (&self.known, &self.unresolved);
         self.shown.retain(|uid, sender| {
-            sender.receiver_count() > 0 || known.contains_key(uid) || unresolved.contains_key(uid) || uid == migration
+            sender.receiver_count() > 0
+                || known.contains_key(uid)
+                || unresolved.contains_key(uid)
+                || uid == migration
         });
-        self.shown.entry(migration.to_owned()).or_insert_with(|| watch::Sender::new(at_first)).clone()
+        self.shown
+            .entry(migration.to_owned())
+            .or_insert_with(|| watch::Sender::new(at_first))
+            .clone()
     }
 }
 
@@ -283,11 +297,17 @@ impl Inner {
 
     fn busy(&self, guest: &str) -> Option<Busy> {
         let table = self.table();
-        let unresolved = table.unresolved.values().find(|u| u.guest.as_deref() == Some(guest));
+        let unresolved = table
+            .unresolved
+            .values()
+            .find(|u| u.guest.as_deref() == Some(guest));
         if let Some(unresolved) = unresolved {
             return Some(Busy::Unresolved(unresolved.clone()));
         }
-        let active = table.known.values().find(|entry| entry.terms.guest == guest && !entry.is_over());
+        let active = table
+            .known
+            .values()
+            .find(|entry| entry.terms.guest == guest && !entry.is_over());
         active.map(|entry| Busy::Active(entry.terms.migration.clone()))
     }
 
@@ -326,7 +346,11 @@ impl Inner {
 
     async fn begin(self: &Arc<Self>, terms: &Terms, max_downtime: Duration) -> Result<OrderAnswer, Fault> {
         let admission = self.admission.lock().await;
-        let known = self.table().known.get(&terms.migration).map(|entry| entry.definition.clone());
+        let known = self
+            .table()
+            .known
+            .get(&terms.migration)
+            .map(|entry| entry.definition.clone());
         match known {
             Some(definition) => {
                 drop(admission);
@@ -352,7 +376,9 @@ impl Inner {
         };
         drop(admission);
         match timeout(ANSWER_DEADLINE, waits).await {
-            Ok(Ok(true)) => Ok(OrderAnswer::Begun { definition: held.definition.json().to_vec() }),
+            Ok(Ok(true)) => Ok(OrderAnswer::Begun {
+                definition: held.definition.json().to_vec(),
+            }),
             Ok(Ok(false) | Err(_)) | Err(_) => Err(Fault::new(
                 Category::Unavailable,
                 "DiskFull",
@@ -369,7 +395,11 @@ impl Inner {
         held: &Held,
     ) -> Result<oneshot::Receiver<bool>, Fault> {
         let run = held.guest.run_state().await.map_err(GuestError::Hypervisor)?;
-        let wanted = if run == RunState::Running { Wanted::Run } else { Wanted::StayStopped };
+        let wanted = if run == RunState::Running {
+            Wanted::Run
+        } else {
+            Wanted::StayStopped
+        };
         let (machine, first) =
             Source::begin(terms.clone(), gates, max_downtime, wanted).map_err(faults::refused)?;
         let journal = self.create_journal(self.head(terms, Role::Source)).await?;
@@ -405,7 +435,9 @@ impl Inner {
         let known = self.table().known.contains_key(&terms.migration);
         if known {
             drop(admission);
-            return self.to_destination(terms, DestinationEvent::Prepare(terms.clone())).await;
+            return self
+                .to_destination(terms, DestinationEvent::Prepare(terms.clone()))
+                .await;
         }
         self.check_free(&terms.guest)?;
         if let Some(unresolved) = self.table().unresolved.get(&terms.migration) {
@@ -413,21 +445,34 @@ impl Inner {
         }
         self.check_party(&terms.destination)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
-        let definition =
-            Definition::parse(definition).map_err(|error| GuestError::DefinitionRefused(error.to_string()))?;
+        let definition = Definition::parse(definition)
+            .map_err(|error| GuestError::DefinitionRefused(error.to_string()))?;
         let (machine, first) = Destination::prepare(terms.clone(), gates).map_err(faults::refused)?;
         let settings = &self.settings;
-        let door = Door::open(settings.migration_address, settings.migration_ports.clone(), &terms.migration)
-            .map_err(|error| faults::channel(&error))?;
+        let door = Door::open(
+            settings.migration_address,
+            settings.migration_ports.clone(),
+            &terms.migration,
+        )
+        .map_err(|error| faults::channel(&error))?;
         let journal = self.create_journal(self.head(terms, Role::Destination)).await?;
         let (launched, waits) = oneshot::channel();
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(false));
-        let identity = GuestIdentity { uid: guest.uid, namespace: guest.namespace, name: guest.name };
+        let identity = GuestIdentity {
+            uid: guest.uid,
+            namespace: guest.namespace,
+            name: guest.name,
+        };
         let start = DestinationStart {
             machine,
             first,
-            arrival: Some(Arrival { identity, definition, door, launched }),
+            arrival: Some(Arrival {
+                identity,
+                definition,
+                door,
+                launched,
+            }),
             guest: None,
             custody: self.custody.clone(),
             journal: Some(journal),
@@ -453,7 +498,10 @@ impl Inner {
         if named == self.settings.host {
             return Ok(());
         }
-        let message = format!("The order is for host {named:?}, and this is {:?}", self.settings.host);
+        let message = format!(
+            "The order is for host {named:?}, and this is {:?}",
+            self.settings.host
+        );
         Err(Fault::new(Category::Forbidden, "NotAllowed", message))
     }
 
@@ -469,8 +517,13 @@ impl Inner {
         definition: Option<Vec<u8>>,
         task: tokio::task::JoinHandle<()>,
     ) {
-        let entry =
-            Entry { terms: terms.clone(), orders, over, definition, _task: AbortOnDropHandle::new(task) };
+        let entry = Entry {
+            terms: terms.clone(),
+            orders,
+            over,
+            definition,
+            _task: AbortOnDropHandle::new(task),
+        };
         let mut table = self.table();
         table.unresolved.remove(&terms.migration);
         table.known.insert(terms.migration.clone(), entry);
@@ -478,7 +531,9 @@ impl Inner {
 
     /// Takes a migration up again, or notes why not; what may change by itself is tried again.
     async fn take_up(self: Arc<Self>, path: PathBuf) {
-        let Some(unresolved) = self.try_take_up(&path).await else { return };
+        let Some(unresolved) = self.try_take_up(&path).await else {
+            return;
+        };
         tracing::warn!(
             migration = %unresolved.what.migration,
             reason = %unresolved.what.reason,
@@ -506,7 +561,10 @@ impl Inner {
                     None => return,
                     Some(left) => {
                         let again = left.again;
-                        inner.table().unresolved.insert(left.what.migration.clone(), left.what);
+                        inner
+                            .table()
+                            .unresolved
+                            .insert(left.what.migration.clone(), left.what);
                         if !again {
                             return;
                         }
@@ -535,7 +593,12 @@ impl Inner {
     }
 
     async fn take_up_source(self: &Arc<Self>, reopened: Reopened<SourceEntry>) -> Result<(), Left> {
-        let Reopened { head, entries, ended, journal } = reopened;
+        let Reopened {
+            head,
+            entries,
+            ended,
+            journal,
+        } = reopened;
         // A journal without a line: the migration was never answered for.
         let Some(SourceEntry::Begun { terms, .. }) = entries.first().cloned() else {
             return self.forget_unbegun(&head, entries.is_empty());
@@ -557,11 +620,18 @@ impl Inner {
                 Some(held) => {
                     let (running, stream) = look(&held).await.map_err(|e| Left::by_guest(&head, &e))?;
                     let definition = held.definition.json().to_vec();
-                    (Some(held.guest), Some(definition), SourceFacts::Alive { running, stream })
+                    (
+                        Some(held.guest),
+                        Some(definition),
+                        SourceFacts::Alive { running, stream },
+                    )
                 }
             }
         };
-        let gates = self.custody.gates().ok_or_else(|| Left::by_fault(&head, &no_hypervisor(), true))?;
+        let gates = self
+            .custody
+            .gates()
+            .ok_or_else(|| Left::by_fault(&head, &no_hypervisor(), true))?;
         let (machine, first) = Source::recover(&entries, gates, facts)
             .ok_or_else(|| Left::by_fault(&head, &unreadable("its lines contradict each other"), false))?;
         tracing::info!(migration = %terms.migration, report = ?machine.report(), ended, "the source's side is taken up again");
@@ -586,13 +656,24 @@ impl Inner {
     }
 
     async fn take_up_destination(self: &Arc<Self>, reopened: Reopened<DestinationEntry>) -> Result<(), Left> {
-        let Reopened { head, entries, ended, journal } = reopened;
+        let Reopened {
+            head,
+            entries,
+            ended,
+            journal,
+        } = reopened;
         let Some(DestinationEntry::Prepared { terms }) = entries.first().cloned() else {
             return self.forget_unbegun(&head, entries.is_empty());
         };
         let (guest, facts) = if ended {
             // What became of the guest since is not this migration's business.
-            (None, DestinationFacts::Alive { running: true, stream: StreamFact::Completed })
+            (
+                None,
+                DestinationFacts::Alive {
+                    running: true,
+                    stream: StreamFact::Completed,
+                },
+            )
         } else {
             match self.custody.find_arriving(&terms).await {
                 Ok(None) => (None, DestinationFacts::Gone),
@@ -603,7 +684,10 @@ impl Inner {
                 Err(error) => return Err(Left::by_guest(&head, &error)),
             }
         };
-        let gates = self.custody.gates().ok_or_else(|| Left::by_fault(&head, &no_hypervisor(), true))?;
+        let gates = self
+            .custody
+            .gates()
+            .ok_or_else(|| Left::by_fault(&head, &no_hypervisor(), true))?;
         let (machine, first) = Destination::recover(&entries, gates, facts)
             .ok_or_else(|| Left::by_fault(&head, &unreadable("its lines contradict each other"), false))?;
         tracing::info!(migration = %terms.migration, report = ?machine.report(), ended, "the destination's side is taken up again");
@@ -629,10 +713,18 @@ impl Inner {
     /// A journal whose first line was never answered for: nothing was promised and nothing begun.
     fn forget_unbegun(&self, head: &Head, empty: bool) -> Result<(), Left> {
         if !empty {
-            return Err(Left::by_fault(head, &unreadable("it does not begin with a beginning"), false));
+            return Err(Left::by_fault(
+                head,
+                &unreadable("it does not begin with a beginning"),
+                false,
+            ));
         }
         journal::remove(&Journal::path_of(&self.journals, &head.migration)).map_err(|error| {
-            let fault = Fault::new(Category::Unavailable, "DiskFull", format!("Removing a journal: {error}"));
+            let fault = Fault::new(
+                Category::Unavailable,
+                "DiskFull",
+                format!("Removing a journal: {error}"),
+            );
             Left::by_fault(head, &fault, true)
         })
     }
@@ -654,7 +746,12 @@ impl Inner {
     fn prune(&self, now: SystemTime) {
         let ended: Vec<String> = {
             let table = self.table();
-            table.known.iter().filter(|(_, e)| e.is_over()).map(|(uid, _)| uid.clone()).collect()
+            table
+                .known
+                .iter()
+                .filter(|(_, e)| e.is_over())
+                .map(|(uid, _)| uid.clone())
+                .collect()
         };
         for migration in ended {
             let path = Journal::path_of(&self.journals, &migration);
@@ -685,7 +782,10 @@ struct Left {
 
 impl Left {
     fn by_journal(path: &Path, error: &JournalError) -> Self {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         let head = match error {
             JournalError::Newer { head, .. } => Some(head),
             JournalError::Damaged { head, .. } => head.as_ref(),
@@ -701,7 +801,10 @@ impl Left {
             reason: faults::journal_reason(error).to_owned(),
             message: error.to_string(),
         };
-        Self { what, again: matches!(error, JournalError::System { .. }) }
+        Self {
+            what,
+            again: matches!(error, JournalError::System { .. }),
+        }
     }
 
     fn by_fault(head: &Head, fault: &Fault, again: bool) -> Self {
@@ -729,9 +832,13 @@ impl Unresolved {
 async fn look(held: &Held) -> Result<(bool, StreamFact), GuestError> {
     let ask = async {
         let status = held.guest.stream().await?;
-        Ok((held.guest.run_state().await? == RunState::Running, observation::fact(status.state)))
+        Ok((
+            held.guest.run_state().await? == RunState::Running,
+            observation::fact(status.state),
+        ))
     };
-    ask.await.map_err(|error: HypervisorError| GuestError::Hypervisor(error))
+    ask.await
+        .map_err(|error: HypervisorError| GuestError::Hypervisor(error))
 }
 
 async fn deliver<E>(
@@ -749,15 +856,26 @@ async fn deliver<E>(
 }
 
 fn nothing<E>() -> Step<E> {
-    Step { effects: Vec::new(), refusal: None }
+    Step {
+        effects: Vec::new(),
+        refusal: None,
+    }
 }
 
 fn no_hypervisor() -> Fault {
-    Fault::new(Category::Unavailable, "HypervisorUnavailable", "No hypervisor works on this host")
+    Fault::new(
+        Category::Unavailable,
+        "HypervisorUnavailable",
+        "No hypervisor works on this host",
+    )
 }
 
 fn unreadable(why: &str) -> Fault {
-    Fault::new(Category::Unavailable, "JournalDamaged", format!("The migration's journal is damaged: {why}"))
+    Fault::new(
+        Category::Unavailable,
+        "JournalDamaged",
+        format!("The migration's journal is damaged: {why}"),
+    )
 }
 
 fn internal(error: &impl ToString) -> Fault {

@@ -58,7 +58,9 @@ pub fn at_source(report: &SourceReport, run: RunState, stream: Option<&StreamSta
             }),
             StreamState::Failed => events.push(SourceEvent::StreamFailed { running }),
             StreamState::Cancelled => events.push(match report {
-                SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => SourceEvent::StreamFailed { running },
+                SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => {
+                    SourceEvent::StreamFailed { running }
+                }
                 SourceReport::Begun
                 | SourceReport::Streaming
                 | SourceReport::Stopped { .. }
@@ -87,7 +89,11 @@ pub fn at_source(report: &SourceReport, run: RunState, stream: Option<&StreamSta
 }
 
 /// What a look at the destination means.
-pub fn at_destination(report: &DestinationReport, run: RunState, stream: &StreamStatus) -> Vec<DestinationEvent> {
+pub fn at_destination(
+    report: &DestinationReport,
+    run: RunState,
+    stream: &StreamStatus,
+) -> Vec<DestinationEvent> {
     match report {
         DestinationReport::Prepared(_) | DestinationReport::Receiving => match stream.state {
             StreamState::Completed => vec![DestinationEvent::Loaded],
@@ -123,10 +129,17 @@ mod tests {
     use godwit_handover::Cause;
 
     fn status(state: StreamState, error: Option<&str>) -> StreamStatus {
-        StreamStatus { state, error: error.map(Into::into), figures: None }
+        StreamStatus {
+            state,
+            error: error.map(Into::into),
+            figures: None,
+        }
     }
 
-    const SWITCHING: SourceReport = SourceReport::Switching { sealed: true, ready: false };
+    const SWITCHING: SourceReport = SourceReport::Switching {
+        sealed: true,
+        ready: false,
+    };
 
     #[test]
     fn an_earlier_migrations_stream_says_nothing() {
@@ -151,10 +164,18 @@ mod tests {
         let active = status(StreamState::Active, None);
         let seen = at_source(&SourceReport::Streaming, RunState::Paused, Some(&active));
         assert_eq!(seen, [SourceEvent::GuestWants(Wanted::StayStopped)]);
-        let seen = at_source(&SourceReport::Stopped { sealed: false }, RunState::Paused, Some(&active));
+        let seen = at_source(
+            &SourceReport::Stopped { sealed: false },
+            RunState::Paused,
+            Some(&active),
+        );
         assert_eq!(seen, []);
         let gate = status(StreamState::BeforeSwitchover, None);
-        let seen = at_source(&SourceReport::Streaming, RunState::StoppedForMigration, Some(&gate));
+        let seen = at_source(
+            &SourceReport::Streaming,
+            RunState::StoppedForMigration,
+            Some(&gate),
+        );
         assert_eq!(seen, [SourceEvent::BeforeSwitchover]);
     }
 
@@ -179,7 +200,11 @@ mod tests {
             [SourceEvent::StreamFailed { running: false }]
         );
         assert_eq!(
-            at_source(&SourceReport::Aborting(Cause::Cancelled), RunState::Paused, Some(&cancelled)),
+            at_source(
+                &SourceReport::Aborting(Cause::Cancelled),
+                RunState::Paused,
+                Some(&cancelled)
+            ),
             [SourceEvent::StreamCancelled]
         );
     }

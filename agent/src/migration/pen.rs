@@ -29,11 +29,17 @@ impl<E: Serialize + Send + 'static> Pen<E> {
             }
         });
         match spawned {
-            Ok(writer) => Self { lines: Some(lines), writer: Some(writer) },
+            Ok(writer) => Self {
+                lines: Some(lines),
+                writer: Some(writer),
+            },
             // Without a thread nothing is written, and every line is answered so.
             Err(error) => {
                 tracing::error!(%error, "no thread for a migration's journal");
-                Self { lines: None, writer: None }
+                Self {
+                    lines: None,
+                    writer: None,
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! so that a silent hypervisor delays neither. Answers are taken before events: what a command's answer says was
 //! so before anything that the hypervisor told later.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::channel;
 use super::custody::{Custody, Records};
 use super::driver_watch::{DriverWatch, Lapse};
-use super::journal::{Journal, Line};
+use super::journal::{self, Journal, Line};
 use super::observation;
 use super::pen::Pen;
 use super::updates::{Note, Publisher};
@@ -32,9 +33,15 @@ use crate::hypervisor::{
 /// How long opening the channel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// While memory travels the hypervisor hardly judges for itself when the rest is small enough: the seal does.
-const NARROW: StreamLimits = StreamLimits { bandwidth: 0, downtime: Duration::from_millis(1) };
+const NARROW: StreamLimits = StreamLimits {
+    bandwidth: 0,
+    downtime: Duration::from_millis(1),
+};
 /// Once the guest stands still nothing holds the stream back.
-const WIDE: StreamLimits = StreamLimits { bandwidth: 0, downtime: Duration::from_secs(2000) };
+const WIDE: StreamLimits = StreamLimits {
+    bandwidth: 0,
+    downtime: Duration::from_secs(2000),
+};
 /// How long the record is read for before the answer is that it cannot be read.
 const RECORD_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is tried before the driver is left to ask again.
@@ -88,7 +95,8 @@ enum Work {
 enum Answer {
     Event(SourceEvent, Option<Note>),
     Written(SourceEvent, Option<Note>),
-    Ended,
+    /// Whether the journal holds the end.
+    Ended(bool),
     Nothing(Option<Note>),
     Retry(SourceEffect, Option<Note>),
     Looked(Result<(RunState, StreamStatus), HypervisorError>),
@@ -101,6 +109,7 @@ struct Runner {
     custody: Arc<dyn Custody>,
     records: Arc<dyn Records>,
     pen: Option<Pen<SourceEntry>>,
+    journal_path: Option<PathBuf>,
     lane: Option<(mpsc::UnboundedSender<Work>, AbortOnDropHandle<()>)>,
     answers: mpsc::UnboundedSender<Answer>,
     events: Option<broadcast::Receiver<GuestEvent>>,
@@ -130,9 +139,17 @@ pub(super) async fn run(start: SourceStart) {
     let events = start.guest.as_ref().map(|guest| guest.subscribe());
     let lane = start.guest.as_ref().filter(|_| !over).map(|guest| {
         let (sender, work) = mpsc::unbounded_channel();
-        let hand = Hand { guest: guest.clone(), custody: start.custody.clone(), terms: start.machine.terms().clone() };
-        (sender, AbortOnDropHandle::new(tokio::spawn(hand.work(work, answers.clone()))))
+        let hand = Hand {
+            guest: guest.clone(),
+            custody: start.custody.clone(),
+            terms: start.machine.terms().clone(),
+        };
+        (
+            sender,
+            AbortOnDropHandle::new(tokio::spawn(hand.work(work, answers.clone()))),
+        )
     });
+    let journal_path = start.journal.as_ref().map(|journal| journal.path().to_path_buf());
     let pen = start.journal.map(|journal| {
         let answers = answers.clone();
         Pen::new(journal, move |line, outcome| {
@@ -141,7 +158,7 @@ pub(super) async fn run(start: SourceStart) {
                 (Line::Entry(_), Err(error)) => {
                     Answer::Written(SourceEvent::JournalFailed, Some(Note::new("DiskFull", error)))
                 }
-                (Line::Ended { .. }, _) => Answer::Ended,
+                (Line::Ended { .. }, outcome) => Answer::Ended(outcome.is_ok()),
             };
             // Nobody listens where the agent is about to end.
             let _ = answers.send(answer);
@@ -153,6 +170,7 @@ pub(super) async fn run(start: SourceStart) {
         custody: start.custody,
         records: start.records,
         pen,
+        journal_path,
         lane,
         answers,
         events,
@@ -307,7 +325,10 @@ impl Runner {
                     let _ = begun.send(holds);
                 }
             }
-            Answer::Ended => {
+            Answer::Ended(written) => {
+                if !written {
+                    self.forget_broken_journal();
+                }
                 self.over.store(true, Ordering::Release);
                 self.let_go();
                 self.publish();
@@ -320,6 +341,7 @@ impl Runner {
             }
             Answer::Looked(seen) => self.looked(seen),
             Answer::Figures(figures) => {
+                tracing::debug!(?figures, "dirty pages were collected");
                 self.publisher.figures(&figures, Instant::now());
                 if self.stream_known && matches!(self.machine.report(), SourceReport::Streaming) {
                     self.feel(SourceEvent::Pass(Pass {
@@ -377,9 +399,10 @@ impl Runner {
             | RunState::Running
             | RunState::Paused
             | RunState::StoppedForMigration
-            | RunState::Incoming => {
-                ("HypervisorUnresponsive", "The hypervisor stopped the guest for an error of its own")
-            }
+            | RunState::Incoming => (
+                "HypervisorUnresponsive",
+                "The hypervisor stopped the guest for an error of its own",
+            ),
         };
         // Each telling is journaled, so it is told once.
         if !std::mem::replace(&mut self.end_told, true) {
@@ -397,12 +420,16 @@ impl Runner {
                 return self.look_soon(Duration::ZERO);
             }
         };
+        tracing::debug!(?event, "the source's hypervisor told");
         match event.kind {
             // Whether it was a user's, the seal's or the hypervisor's own is seen by a look; the hypervisor's own
             // is followed by word of the stream, which a look would only delay.
             GuestEventKind::Stopped => {
                 self.publisher.stopped_at(event.at_micros);
-                if matches!(self.machine.report(), SourceReport::Begun | SourceReport::Streaming) {
+                if matches!(
+                    self.machine.report(),
+                    SourceReport::Begun | SourceReport::Streaming
+                ) {
                     self.look_soon(Duration::from_millis(20));
                 }
             }
@@ -441,9 +468,10 @@ impl Runner {
                     | SourceReport::Aborting(_)
                     | SourceReport::Aborted(_)
                     | SourceReport::Died
-                    | SourceReport::Lost(_) => {
-                        Some(Note::new("SourceHypervisorDied", "The guest's process at the source is gone"))
-                    }
+                    | SourceReport::Lost(_) => Some(Note::new(
+                        "SourceHypervisorDied",
+                        "The guest's process at the source is gone",
+                    )),
                 });
                 self.feel(SourceEvent::Died);
             }
@@ -478,7 +506,9 @@ impl Runner {
             SourceReport::Stopped { .. } | SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => {
                 Duration::from_millis(50)
             }
-            SourceReport::Begun | SourceReport::Streaming | SourceReport::Aborting(_) => Duration::from_millis(500),
+            SourceReport::Begun | SourceReport::Streaming | SourceReport::Aborting(_) => {
+                Duration::from_millis(500)
+            }
             SourceReport::GoSent(_) => Duration::from_secs(1),
             SourceReport::Released
             | SourceReport::Aborted(_)
@@ -493,8 +523,15 @@ impl Runner {
         }
         let look = (self.lane.is_some() && !self.looking).then_some(self.look_at);
         let retry = self.retry.as_ref().map(|(at, _)| *at);
-        let close = self.machine.is_final().then_some(self.close_at).filter(|at| *at > Instant::now());
-        [look, retry, close, self.driver.next()].into_iter().flatten().min()
+        let close = self
+            .machine
+            .is_final()
+            .then_some(self.close_at)
+            .filter(|at| *at > Instant::now());
+        [look, retry, close, self.driver.next()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn woken(&mut self, now: Instant) {
@@ -540,9 +577,22 @@ impl Runner {
         }
         self.closing = true;
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the source's side has ended");
-        let line = Line::Ended { report: format!("{report:?}") };
+        let line = Line::Ended {
+            report: format!("{report:?}"),
+        };
         if !self.pen.as_ref().is_some_and(|pen| pen.write(line)) {
-            let _ = self.answers.send(Answer::Ended);
+            let _ = self.answers.send(Answer::Ended(false));
+        }
+    }
+
+    /// The guest is here, free for another migration, and the journal could not be told: it would be taken for
+    /// unended by the next agent, which could mistake the other migration's stream for this one's.
+    fn forget_broken_journal(&self) {
+        if let (SourceReport::Aborted(_) | SourceReport::Lost(_), Some(path)) =
+            (self.machine.report(), &self.journal_path)
+            && let Err(error) = journal::remove(path)
+        {
+            tracing::error!(%error, path = %path.display(), "a broken journal stays; remove it by hand");
         }
     }
 
@@ -600,9 +650,11 @@ impl Hand {
                 }
                 Work::Look => Answer::Looked(self.look().await),
                 Work::Figures => match self.guest.stream().await {
-                    Ok(StreamStatus { state: StreamState::Active, figures: Some(figures), .. }) => {
-                        Answer::Figures(figures)
-                    }
+                    Ok(StreamStatus {
+                        state: StreamState::Active,
+                        figures: Some(figures),
+                        ..
+                    }) => Answer::Figures(figures),
                     Ok(_) => Answer::Nothing(None),
                     Err(error) => Answer::Nothing(Some(Note::new("HypervisorUnresponsive", error))),
                 },
@@ -624,7 +676,11 @@ impl Hand {
             SourceEffect::StartStream(channel) => self.start_stream(&channel).await,
             SourceEffect::Pause => self.pause().await,
             SourceEffect::LiftLimits => Answer::Nothing(
-                self.guest.set_limits(WIDE).await.err().map(|error| Note::new("HypervisorUnresponsive", error)),
+                self.guest
+                    .set_limits(WIDE)
+                    .await
+                    .err()
+                    .map(|error| Note::new("HypervisorUnresponsive", error)),
             ),
             SourceEffect::SwitchOver => self.switch_over().await,
             SourceEffect::CancelStream => match self.guest.cancel_stream().await {
@@ -649,9 +705,10 @@ impl Hand {
             },
             SourceEffect::Destroy => match self.custody.release(&self.terms).await {
                 Ok(()) => Answer::Event(SourceEvent::Destroyed, None),
-                Err(error) => {
-                    Answer::Retry(SourceEffect::Destroy, Some(Note::new(error.reason(), error.to_string())))
-                }
+                Err(error) => Answer::Retry(
+                    SourceEffect::Destroy,
+                    Some(Note::new(error.reason(), error.to_string())),
+                ),
             },
             // These have lanes of their own.
             SourceEffect::Journal(_) | SourceEffect::ReadRecord => Answer::Nothing(None),
@@ -660,21 +717,30 @@ impl Hand {
 
     async fn start_stream(&self, channel: &godwit_handover::Channel) -> Answer {
         let not = |cause, reason, detail: String| {
-            Answer::Event(SourceEvent::StreamNotStarted(cause), Some(Note::new(reason, detail)))
+            Answer::Event(
+                SourceEvent::StreamNotStarted(cause),
+                Some(Note::new(reason, detail)),
+            )
         };
         let socket = match channel::connect(channel, &self.terms.migration, CONNECT_DEADLINE).await {
             Ok(socket) => socket,
             Err(error) => {
-                return not(godwit_handover::Cause::StreamFailed, "StreamFailed", error.to_string());
+                return not(
+                    godwit_handover::Cause::StreamFailed,
+                    "StreamFailed",
+                    error.to_string(),
+                );
             }
         };
         match self.guest.send(socket, NARROW).await {
             Ok(()) => Answer::Event(SourceEvent::StreamStarted, None),
             Err(HypervisorError::Died) => Answer::Event(SourceEvent::Died, None),
             // It may have begun all the same; what follows is a cancel, which ends it if so.
-            Err(error) => {
-                not(godwit_handover::Cause::HypervisorRefused, "StreamFailed", error.to_string())
-            }
+            Err(error) => not(
+                godwit_handover::Cause::HypervisorRefused,
+                "StreamFailed",
+                error.to_string(),
+            ),
         }
     }
 
@@ -714,9 +780,10 @@ impl Hand {
         match error {
             HypervisorError::Died => Answer::Event(SourceEvent::Died, None),
             HypervisorError::Command { .. } => match self.guest.stream().await {
-                Ok(StreamStatus { state: StreamState::BeforeSwitchover, .. }) => {
-                    Answer::Event(SourceEvent::SwitchOverRefused, note)
-                }
+                Ok(StreamStatus {
+                    state: StreamState::BeforeSwitchover,
+                    ..
+                }) => Answer::Event(SourceEvent::SwitchOverRefused, note),
                 Ok(_) | Err(_) => Answer::Nothing(note),
             },
             HypervisorError::Unavailable(_)

@@ -47,7 +47,11 @@ pub struct Publisher {
 impl Publisher {
     /// A publisher that has said nothing yet.
     pub fn new(sender: watch::Sender<Shown>) -> Self {
-        Self { sender, update: Update::default(), figures_shown: None }
+        Self {
+            sender,
+            update: Update::default(),
+            figures_shown: None,
+        }
     }
 
     /// Shows the machine's report, with everything that was noted before.
@@ -73,7 +77,11 @@ impl Publisher {
         self.update.progress = Some(progress);
         self.update.hypervisor_downtime_millis = figures.downtime_millis;
         self.update.hypervisor_total_millis = (figures.total_millis != 0).then_some(figures.total_millis);
-        if settled || self.figures_shown.is_none_or(|shown| now >= shown + BETWEEN_FIGURES) {
+        if settled
+            || self
+                .figures_shown
+                .is_none_or(|shown| now >= shown + BETWEEN_FIGURES)
+        {
             self.figures_shown = Some(now);
             self.show();
         }
@@ -122,7 +130,11 @@ mod tests {
     use godwit_handover::SourceReport;
 
     fn figures(transferred_bytes: u64) -> StreamFigures {
-        StreamFigures { total_bytes: 1000, transferred_bytes, ..StreamFigures::default() }
+        StreamFigures {
+            total_bytes: 1000,
+            transferred_bytes,
+            ..StreamFigures::default()
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -136,20 +148,40 @@ mod tests {
         for tick in 0..20 {
             publisher.figures(&figures(tick), start + Duration::from_millis(tick * 100));
             if seen.has_changed().unwrap() {
-                shown.push(seen.borrow_and_update().clone().unwrap().progress.unwrap().transferred_bytes);
+                shown.push(
+                    seen.borrow_and_update()
+                        .clone()
+                        .unwrap()
+                        .progress
+                        .unwrap()
+                        .transferred_bytes,
+                );
             }
         }
         assert_eq!(shown, [0, 5, 10, 15]);
         publisher.side(Side::Source(SourceReport::Stopped { sealed: true }));
         let update = seen.borrow_and_update().clone().unwrap();
-        assert_eq!(update.side, Some(Side::Source(SourceReport::Stopped { sealed: true })));
+        assert_eq!(
+            update.side,
+            Some(Side::Source(SourceReport::Stopped { sealed: true }))
+        );
         assert_eq!(update.progress.unwrap().transferred_bytes, 19);
         publisher.side(Side::Source(SourceReport::Stopped { sealed: true }));
         assert!(!seen.has_changed().unwrap());
         // The end's figures do not wait.
-        let last = StreamFigures { downtime_millis: Some(7), total_millis: 40, ..figures(20) };
+        let last = StreamFigures {
+            downtime_millis: Some(7),
+            total_millis: 40,
+            ..figures(20)
+        };
         publisher.figures(&last, start + Duration::from_millis(1950));
-        assert_eq!(seen.borrow_and_update().clone().unwrap().hypervisor_downtime_millis, Some(7));
+        assert_eq!(
+            seen.borrow_and_update()
+                .clone()
+                .unwrap()
+                .hypervisor_downtime_millis,
+            Some(7)
+        );
     }
 
     #[test]

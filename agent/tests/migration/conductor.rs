@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::StreamExt;
 use godwit_agent::migration::{Migrations, Records};
-use godwit_handover::{Cause, Decision, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms};
+use godwit_handover::{
+    Cause, Decision, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
+};
 use godwit_protocol::{GuestName, Order, OrderAnswer, Side, Update};
 
 /// How long a migration may take, faults included.
@@ -136,7 +138,12 @@ impl Conductor {
                 };
                 return self.feel(DriverEvent::Record(view));
             }
-            DriverEffect::Begin => (source, Order::Begin { max_downtime: self.max_downtime }),
+            DriverEffect::Begin => (
+                source,
+                Order::Begin {
+                    max_downtime: self.max_downtime,
+                },
+            ),
             DriverEffect::Prepare => {
                 let guest = GuestName {
                     uid: self.terms.guest.clone(),
@@ -145,12 +152,20 @@ impl Conductor {
                 };
                 // A conductor that came back has to ask for it again.
                 if self.definition.is_none()
-                    && let Ok(OrderAnswer::Begun { definition }) =
-                        source.order(&self.terms, Order::Begin { max_downtime: self.max_downtime }).await
+                    && let Ok(OrderAnswer::Begun { definition }) = source
+                        .order(
+                            &self.terms,
+                            Order::Begin {
+                                max_downtime: self.max_downtime,
+                            },
+                        )
+                        .await
                 {
                     self.definition = Some(definition);
                 }
-                let Some(definition) = self.definition.clone() else { return };
+                let Some(definition) = self.definition.clone() else {
+                    return;
+                };
                 (destination, Order::Prepare { guest, definition })
             }
             DriverEffect::Perform(channel) => (source, Order::Perform(channel)),
@@ -167,7 +182,8 @@ impl Conductor {
             Ok(OrderAnswer::Begun { definition }) => self.definition = Some(definition),
             Ok(OrderAnswer::Taken) => {}
             Err(fault) => {
-                self.refusals.push(format!("{name}: {} ({})", fault.reason, fault.message));
+                self.refusals
+                    .push(format!("{name}: {} ({})", fault.reason, fault.message));
                 if name == "Prepare" || name == "Begin" {
                     self.feel(DriverEvent::OrderFailed(Cause::DestinationFailed));
                 }
@@ -214,5 +230,8 @@ impl Conductor {
 /// How a migration stands at a side, if that is known.
 pub async fn now(side: &Migrations, terms: &Terms) -> Option<Update> {
     let mut updates = Box::pin(side.watch(&terms.migration));
-    tokio::time::timeout(Duration::from_millis(5), updates.next()).await.ok().flatten()
+    tokio::time::timeout(Duration::from_millis(5), updates.next())
+        .await
+        .ok()
+        .flatten()
 }

@@ -11,7 +11,7 @@
 
 mod conductor;
 mod faults;
-mod played;
 mod plain;
+mod played;
 mod real;
 mod world;

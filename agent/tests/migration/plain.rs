@@ -22,7 +22,10 @@ async fn a_guest_moves_sealed() {
     let destination = world.conductor.destination.clone().unwrap();
     let stopped = source.stopped_at_micros.unwrap();
     let resumed = destination.resumed_at_micros.unwrap();
-    assert!(stopped < resumed && resumed - stopped < 1_000_000, "{stopped} to {resumed}");
+    assert!(
+        stopped < resumed && resumed - stopped < 1_000_000,
+        "{stopped} to {resumed}"
+    );
     assert_eq!(source.progress.unwrap().total_bytes, 1 << 30);
     assert_eq!(source.reason, "");
     assert_eq!(destination.reason, "");
@@ -31,7 +34,11 @@ async fn a_guest_moves_sealed() {
 #[tokio::test]
 async fn a_guest_moves_unsealed_when_it_converges_by_itself() {
     let mut world = World::new().await;
-    world.source.script.converges_by_itself.store(true, Ordering::Relaxed);
+    world
+        .source
+        .script
+        .converges_by_itself
+        .store(true, Ordering::Relaxed);
     assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
     world.is_at_destination().await;
 }
@@ -42,7 +49,11 @@ async fn looks_alone_tell_everything() {
     world.source.script.mute.store(true, Ordering::Relaxed);
     world.destination.script.mute.store(true, Ordering::Relaxed);
     // Without word of its passes it is not sealed.
-    world.source.script.converges_by_itself.store(true, Ordering::Relaxed);
+    world
+        .source
+        .script
+        .converges_by_itself
+        .store(true, Ordering::Relaxed);
     assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
     world.is_at_destination().await;
 }
@@ -88,18 +99,37 @@ async fn a_cancelled_migration_leaves_the_guest_as_it_was() {
 #[tokio::test]
 async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
     let mut world = World::new().await;
-    world.source.script.converges_by_itself.store(true, Ordering::Relaxed);
+    world
+        .source
+        .script
+        .converges_by_itself
+        .store(true, Ordering::Relaxed);
     // The conductor's keepalives prove it from here on; before, nobody did.
     let held = world.source.agent.order(&world.terms, begin()).await.unwrap();
-    let OrderAnswer::Begun { definition } = held else { panic!("{held:?}") };
-    let prepare = Order::Prepare { guest: name(), definition };
-    world.destination.agent.order(&world.terms, prepare).await.unwrap();
+    let OrderAnswer::Begun { definition } = held else {
+        panic!("{held:?}")
+    };
+    let prepare = Order::Prepare {
+        guest: name(),
+        definition,
+    };
+    world
+        .destination
+        .agent
+        .order(&world.terms, prepare)
+        .await
+        .unwrap();
     let Some(Side::Destination(DestinationReport::Prepared(channel))) =
         now(&world.destination.agent, &world.terms).await.unwrap().side
     else {
         panic!("not prepared")
     };
-    world.source.agent.order(&world.terms, Order::Perform(channel)).await.unwrap();
+    world
+        .source
+        .agent
+        .order(&world.terms, Order::Perform(channel))
+        .await
+        .unwrap();
     let start = Instant::now();
     loop {
         let side = now(&world.source.agent, &world.terms).await.unwrap().side;
@@ -118,10 +148,22 @@ async fn a_second_migration_of_the_guest_is_refused_until_the_first_has_ended() 
     let mut world = World::new().await;
     world.source.script.keeps_dirtying.store(true, Ordering::Relaxed);
     world.until(|c| source_is(c, &SourceReport::Streaming)).await;
-    let other = Terms { migration: "migration-2".into(), ..world.terms.clone() };
-    assert_eq!(reason(&world.source.agent, &other, begin()).await, "AnotherMigrationActive");
-    let prepare = Order::Prepare { guest: name(), definition: definition().json().to_vec() };
-    assert_eq!(reason(&world.destination.agent, &other, prepare).await, "AnotherMigrationActive");
+    let other = Terms {
+        migration: "migration-2".into(),
+        ..world.terms.clone()
+    };
+    assert_eq!(
+        reason(&world.source.agent, &other, begin()).await,
+        "AnotherMigrationActive"
+    );
+    let prepare = Order::Prepare {
+        guest: name(),
+        definition: definition().json().to_vec(),
+    };
+    assert_eq!(
+        reason(&world.destination.agent, &other, prepare).await,
+        "AnotherMigrationActive"
+    );
     world.conductor.feel(DriverEvent::Cancel);
     world.conduct().await;
     world.is_at_source().await;
@@ -131,21 +173,44 @@ async fn a_second_migration_of_the_guest_is_refused_until_the_first_has_ended() 
 #[tokio::test]
 async fn orders_that_do_not_fit_are_refused_by_name() {
     let world = World::new().await;
-    let old = Terms { epoch: 3, ..world.terms.clone() };
+    let old = Terms {
+        epoch: 3,
+        ..world.terms.clone()
+    };
     assert_eq!(reason(&world.source.agent, &old, begin()).await, "StaleEpoch");
     assert!(!world.source.journal().exists());
-    assert_eq!(reason(&world.source.agent, &world.terms, Order::Ready).await, "MigrationUnknown");
+    assert_eq!(
+        reason(&world.source.agent, &world.terms, Order::Ready).await,
+        "MigrationUnknown"
+    );
     world.source.agent.order(&world.terms, begin()).await.unwrap();
-    let other = Terms { destination: "host-c".into(), ..world.terms.clone() };
-    assert_eq!(reason(&world.source.agent, &other, Order::Ready).await, "OtherTerms");
-    assert_eq!(reason(&world.source.agent, &world.terms, Order::Confirm).await, "OrderTooEarly");
+    let other = Terms {
+        destination: "host-c".into(),
+        ..world.terms.clone()
+    };
+    assert_eq!(
+        reason(&world.source.agent, &other, Order::Ready).await,
+        "OtherTerms"
+    );
+    assert_eq!(
+        reason(&world.source.agent, &world.terms, Order::Confirm).await,
+        "OrderTooEarly"
+    );
     // Repeated, it answers the same.
     assert_eq!(
         world.source.agent.order(&world.terms, begin()).await.unwrap(),
-        OrderAnswer::Begun { definition: definition().json().to_vec() }
+        OrderAnswer::Begun {
+            definition: definition().json().to_vec()
+        }
     );
-    let prepare = Order::Prepare { guest: name(), definition: b"{}".to_vec() };
-    assert_eq!(reason(&world.destination.agent, &world.terms, prepare).await, "DefinitionRefused");
+    let prepare = Order::Prepare {
+        guest: name(),
+        definition: b"{}".to_vec(),
+    };
+    assert_eq!(
+        reason(&world.destination.agent, &world.terms, prepare).await,
+        "DefinitionRefused"
+    );
 }
 
 #[tokio::test]
@@ -153,11 +218,22 @@ async fn what_the_destination_lacks_is_the_answer_to_prepare() {
     let mut world = World::new().await;
     *world.destination.custody.refuse_launch.lock().unwrap() =
         Some(GuestError::CpuModelMissing("Skylake".into()));
-    let prepare = || Order::Prepare { guest: name(), definition: definition().json().to_vec() };
-    assert_eq!(reason(&world.destination.agent, &world.terms, prepare()).await, "CpuModelMissing");
+    let prepare = || Order::Prepare {
+        guest: name(),
+        definition: definition().json().to_vec(),
+    };
+    assert_eq!(
+        reason(&world.destination.agent, &world.terms, prepare()).await,
+        "CpuModelMissing"
+    );
     // The attempt is over there: repeated, also after a restart, it starts no process.
     for _ in 0..2 {
-        world.destination.agent.order(&world.terms, prepare()).await.unwrap();
+        world
+            .destination
+            .agent
+            .order(&world.terms, prepare())
+            .await
+            .unwrap();
         let reverted = DestinationReport::Reverted(Cause::DestinationFailed);
         eventually("it is over", || world.destination.agent.active().is_empty()).await;
         let update = now(&world.destination.agent, &world.terms).await.unwrap();
@@ -174,7 +250,10 @@ async fn a_full_disk_is_met_before_anything_is_begun() {
     let directory = world.source.directory.path().join("journals");
     std::fs::remove_dir_all(&directory).unwrap();
     std::fs::write(&directory, b"").unwrap();
-    assert_eq!(reason(&world.source.agent, &world.terms, begin()).await, "DiskFull");
+    assert_eq!(
+        reason(&world.source.agent, &world.terms, begin()).await,
+        "DiskFull"
+    );
     assert_eq!(world.source.kept.lock().unwrap()["guest-1"].role, Role::Held);
     world.nothing_went_wrong();
 }
@@ -186,11 +265,17 @@ async fn nobody_needs_to_watch_a_migration_that_is_not_known() {
 }
 
 pub fn begin() -> Order {
-    Order::Begin { max_downtime: Duration::from_millis(300) }
+    Order::Begin {
+        max_downtime: Duration::from_millis(300),
+    }
 }
 
 pub fn name() -> GuestName {
-    GuestName { uid: "guest-1".into(), namespace: "default".into(), name: "g".into() }
+    GuestName {
+        uid: "guest-1".into(),
+        namespace: "default".into(),
+        name: "g".into(),
+    }
 }
 
 pub async fn reason(agent: &Migrations, terms: &Terms, order: Order) -> String {

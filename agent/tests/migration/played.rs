@@ -20,8 +20,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, broadcast};
 
 /// Every feature that QEMU has.
-const GATES: Gates =
-    Gates { seal: true, hold_before_switchover: true, keep_destination_paused: true, inactivate_disks: true };
+const GATES: Gates = Gates {
+    seal: true,
+    hold_before_switchover: true,
+    keep_destination_paused: true,
+    inactivate_disks: true,
+};
 
 /// Where all of one guest's copies run, and what was done wrong.
 #[derive(Default)]
@@ -46,7 +50,9 @@ impl Arena {
             state.violations.push(words);
         }
         if !arrived && state.ran_at_destination {
-            state.violations.push(format!("{host} runs after the destination has run"));
+            state
+                .violations
+                .push(format!("{host} runs after the destination has run"));
         }
         state.ran_at_destination |= arrived;
         state.running.push(host.to_owned());
@@ -129,7 +135,9 @@ struct State {
 }
 
 fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     i64::try_from(since.as_micros()).unwrap()
 }
 
@@ -143,10 +151,17 @@ impl Played {
     ) -> Arc<Self> {
         let state = State {
             alive: true,
-            run: if arrived { RunState::Incoming } else { RunState::Paused },
+            run: if arrived {
+                RunState::Incoming
+            } else {
+                RunState::Paused
+            },
             stream: StreamState::None,
             error: None,
-            limits: StreamLimits { bandwidth: 1, downtime: Duration::from_millis(300) },
+            limits: StreamLimits {
+                bandwidth: 1,
+                downtime: Duration::from_millis(300),
+            },
             iteration: 0,
             ran: false,
             cancelled: false,
@@ -170,7 +185,10 @@ impl Played {
 
     fn tell(&self, kind: GuestEventKind) {
         if !self.script.mute.load(Ordering::Relaxed) {
-            let _ = self.events.send(GuestEvent { at_micros: now(), kind });
+            let _ = self.events.send(GuestEvent {
+                at_micros: now(),
+                kind,
+            });
         }
     }
 
@@ -199,7 +217,11 @@ impl Played {
             self.script.crash.notify_one();
         }
         let state = self.state();
-        if state.alive { Ok(state) } else { Err(HypervisorError::Died) }
+        if state.alive {
+            Ok(state)
+        } else {
+            Err(HypervisorError::Died)
+        }
     }
 
     /// The process is killed from outside.
@@ -212,7 +234,10 @@ impl Played {
             state.run = RunState::Broken;
             self.arena.unlock_disks(&self.host);
             // The process's end is seen by its pidfd, whatever else is lost.
-            let _ = self.events.send(GuestEvent { at_micros: now(), kind: GuestEventKind::Died });
+            let _ = self.events.send(GuestEvent {
+                at_micros: now(),
+                kind: GuestEventKind::Died,
+            });
             self.ended.notify_waiters();
         }
     }
@@ -247,7 +272,11 @@ impl Played {
         // A failed hypervisor takes the image locks back, and lets a guest run that ran.
         self.arena.lock_disks(&self.host);
         if state.run == RunState::StoppedForMigration {
-            let back = if state.ran { RunState::Running } else { RunState::Paused };
+            let back = if state.ran {
+                RunState::Running
+            } else {
+                RunState::Paused
+            };
             self.set_run(&mut state, back);
         }
     }
@@ -266,7 +295,9 @@ impl Played {
                     return Ok(());
                 }
                 state.iteration += 1;
-                self.tell(GuestEventKind::DirtyPagesCollected { iteration: state.iteration });
+                self.tell(GuestEventKind::DirtyPagesCollected {
+                    iteration: state.iteration,
+                });
                 let itself = self.script.converges_by_itself.load(Ordering::Relaxed) && state.iteration > 4;
                 if itself || state.limits.downtime > Duration::from_secs(1) {
                     state.ran = state.run == RunState::Running;
@@ -282,7 +313,10 @@ impl Played {
                 () = self.go_on.notified() => {}
             }
             self.arena.unlock_disks(&self.host);
-            socket.write_all(b"LOADED").await.map_err(|_| "the peer is gone")?;
+            socket
+                .write_all(b"LOADED")
+                .await
+                .map_err(|_| "the peer is gone")?;
             if self.script.fails_late.load(Ordering::Relaxed) {
                 // What was sent arrives; the answer does not.
                 return Err("the answer was lost");
@@ -305,7 +339,9 @@ impl Played {
     async fn take(self: Arc<Self>, mut socket: TcpStream) {
         let work = async {
             let mut all = [0; 6];
-            if socket.read_exact(&mut all).await.is_err() || self.script.destination_fails.load(Ordering::Relaxed) {
+            if socket.read_exact(&mut all).await.is_err()
+                || self.script.destination_fails.load(Ordering::Relaxed)
+            {
                 self.fail("the stream broke");
                 return;
             }
@@ -330,7 +366,10 @@ fn socket_of(channel: OwnedFd) -> TcpStream {
 }
 
 fn refused(command: &str) -> HypervisorError {
-    HypervisorError::Command { command: command.into(), message: "the script says so".into() }
+    HypervisorError::Command {
+        command: command.into(),
+        message: "the script says so".into(),
+    }
 }
 
 /// The part of a played guest that a pump of its own can share.
@@ -339,7 +378,11 @@ pub struct Handle(pub Arc<Played>);
 #[async_trait]
 impl Guest for Handle {
     fn process(&self) -> ProcessRecord {
-        ProcessRecord { pid: 1, start_time: 1, boot_id: "boot".into() }
+        ProcessRecord {
+            pid: 1,
+            start_time: 1,
+            boot_id: "boot".into(),
+        }
     }
 
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
@@ -370,7 +413,9 @@ impl Guest for Handle {
         {
             return Err(refused("cont"));
         }
-        if matches!(state.run, RunState::ShutDown | RunState::Incoming) || !self.0.arena.lock_disks(&self.0.host) {
+        if matches!(state.run, RunState::ShutDown | RunState::Incoming)
+            || !self.0.arena.lock_disks(&self.0.host)
+        {
             return Err(refused("cont"));
         }
         self.0.set_run(&mut state, RunState::Running);
@@ -425,7 +470,11 @@ impl Guest for Handle {
             ..StreamFigures::default()
         };
         let figures = (state.stream != StreamState::None && !self.0.arrived).then_some(figures);
-        Ok(StreamStatus { state: state.stream, error: state.error.clone(), figures })
+        Ok(StreamStatus {
+            state: state.stream,
+            error: state.error.clone(),
+            figures,
+        })
     }
 
     async fn set_limits(&self, limits: StreamLimits) -> Result<(), HypervisorError> {
@@ -455,7 +504,11 @@ impl Guest for Handle {
                 state.cancelled = true;
                 self.0.set_stream(&mut state, StreamState::Cancelled);
                 if state.run == RunState::StoppedForMigration {
-                    let back = if state.ran { RunState::Running } else { RunState::Paused };
+                    let back = if state.ran {
+                        RunState::Running
+                    } else {
+                        RunState::Paused
+                    };
                     self.0.set_run(&mut state, back);
                 }
                 self.0.ended.notify_waiters();
@@ -503,7 +556,11 @@ impl PlayedCustody {
         let kept = self.kept.lock().unwrap().get(guest).cloned()?;
         let alive = kept.guest.state().alive;
         alive.then(|| Held {
-            identity: GuestIdentity { uid: guest.into(), namespace: "default".into(), name: "g".into() },
+            identity: GuestIdentity {
+                uid: guest.into(),
+                namespace: "default".into(),
+                name: "g".into(),
+            },
             definition: definition(),
             epoch: kept.epoch,
             guest: Arc::new(Handle(kept.guest.clone())),
@@ -531,19 +588,27 @@ impl Custody for PlayedCustody {
     }
 
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {
-        let mut held =
-            self.held(&terms.guest).ok_or_else(|| GuestError::NotHere { uid: terms.guest.clone() })?;
+        let mut held = self.held(&terms.guest).ok_or_else(|| GuestError::NotHere {
+            uid: terms.guest.clone(),
+        })?;
         if held.epoch != terms.epoch {
-            return Err(GuestError::StaleEpoch { known: held.epoch, given: terms.epoch });
+            return Err(GuestError::StaleEpoch {
+                known: held.epoch,
+                given: terms.epoch,
+            });
         }
-        held.role = Role::Leaving { migration: terms.migration.clone() };
+        held.role = Role::Leaving {
+            migration: terms.migration.clone(),
+        };
         self.kept.lock().unwrap().get_mut(&terms.guest).unwrap().role = held.role.clone();
         Ok(held)
     }
 
     async fn find_leaving(&self, terms: &Terms) -> Result<Option<Held>, GuestError> {
         if !self.kept.lock().unwrap().contains_key(&terms.guest) {
-            return Err(GuestError::NotHere { uid: terms.guest.clone() });
+            return Err(GuestError::NotHere {
+                uid: terms.guest.clone(),
+            });
         }
         match self.protect(terms).await {
             Ok(held) => Ok(Some(held)),
@@ -554,7 +619,10 @@ impl Custody for PlayedCustody {
 
     async fn unprotect(&self, terms: &Terms) {
         if let Some(kept) = self.kept.lock().unwrap().get_mut(&terms.guest)
-            && kept.role == (Role::Leaving { migration: terms.migration.clone() })
+            && kept.role
+                == (Role::Leaving {
+                    migration: terms.migration.clone(),
+                })
         {
             kept.role = Role::Held;
         }
@@ -570,8 +638,17 @@ impl Custody for PlayedCustody {
             return Err(error);
         }
         let guest = Played::new(&self.host, true, &self.arena, &self.script, &self.calls);
-        let role = Role::Arriving { migration: terms.migration.clone() };
-        self.kept.lock().unwrap().insert(terms.guest.clone(), Kept { role, epoch: terms.epoch, guest });
+        let role = Role::Arriving {
+            migration: terms.migration.clone(),
+        };
+        self.kept.lock().unwrap().insert(
+            terms.guest.clone(),
+            Kept {
+                role,
+                epoch: terms.epoch,
+                guest,
+            },
+        );
         Ok(self.held(&terms.guest).unwrap())
     }
 
@@ -581,7 +658,9 @@ impl Custody for PlayedCustody {
 
     async fn take_over(&self, terms: &Terms, _since_micros: Option<i64>) -> Result<(), GuestError> {
         let mut kept = self.kept.lock().unwrap();
-        let kept = kept.get_mut(&terms.guest).ok_or_else(|| GuestError::NotHere { uid: terms.guest.clone() })?;
+        let kept = kept.get_mut(&terms.guest).ok_or_else(|| GuestError::NotHere {
+            uid: terms.guest.clone(),
+        })?;
         kept.role = Role::Held;
         kept.epoch = terms.epoch + 1;
         Ok(())
@@ -590,7 +669,11 @@ impl Custody for PlayedCustody {
     async fn discard_incoming(&self, terms: &Terms) -> Result<(), GuestError> {
         let mut kept = self.kept.lock().unwrap();
         if let Some(one) = kept.get(&terms.guest) {
-            if one.role != (Role::Arriving { migration: terms.migration.clone() }) {
+            if one.role
+                != (Role::Arriving {
+                    migration: terms.migration.clone(),
+                })
+            {
                 return Err(GuestError::Conflict("it has arrived".into()));
             }
             one.guest.kill();
@@ -602,7 +685,11 @@ impl Custody for PlayedCustody {
     async fn release(&self, terms: &Terms) -> Result<(), GuestError> {
         let mut kept = self.kept.lock().unwrap();
         if let Some(one) = kept.get(&terms.guest) {
-            if one.role != (Role::Leaving { migration: terms.migration.clone() }) {
+            if one.role
+                != (Role::Leaving {
+                    migration: terms.migration.clone(),
+                })
+            {
                 return Err(GuestError::Conflict("it does not leave".into()));
             }
             one.guest.kill();

@@ -106,7 +106,10 @@ fn life(
         migration_ports: 0..=0,
     };
     let keeper: Arc<dyn Custody> = custody.clone();
-    (custody, Migrations::new(settings, keeper, Arc::new(record.clone())))
+    (
+        custody,
+        Migrations::new(settings, keeper, Arc::new(record.clone())),
+    )
 }
 
 pub struct World {
@@ -135,27 +138,46 @@ impl World {
         let guest = Played::new("host-a", false, &arena, &source.script, &source.calls);
         Handle(guest.clone()).resume().await.unwrap();
         source.calls.store(0, Ordering::SeqCst);
-        source
-            .kept
-            .lock()
-            .unwrap()
-            .insert("guest-1".into(), Kept { role: Role::Held, epoch: 4, guest });
+        source.kept.lock().unwrap().insert(
+            "guest-1".into(),
+            Kept {
+                role: Role::Held,
+                epoch: 4,
+                guest,
+            },
+        );
         source.agent.recover().await.unwrap();
         destination.agent.recover().await.unwrap();
         let conductor = Conductor::new(&terms, &record);
-        Self { arena, terms, record, source, destination, conductor }
+        Self {
+            arena,
+            terms,
+            record,
+            source,
+            destination,
+            conductor,
+        }
     }
 
     pub async fn conduct(&mut self) -> Outcome {
-        self.conductor.conduct(&self.source.agent, &self.destination.agent).await
+        self.conductor
+            .conduct(&self.source.agent, &self.destination.agent)
+            .await
     }
 
     pub async fn until(&mut self, done: impl Fn(&Conductor) -> bool) {
-        self.conductor.until(&self.source.agent, &self.destination.agent, done).await;
+        self.conductor
+            .until(&self.source.agent, &self.destination.agent, done)
+            .await;
     }
 
     pub fn nothing_went_wrong(&self) {
-        assert_eq!(self.arena.violations(), Vec::<String>::new(), "{}", self.conductor.story());
+        assert_eq!(
+            self.arena.violations(),
+            Vec::<String>::new(),
+            "{}",
+            self.conductor.story()
+        );
     }
 
     /// The guest runs at the destination, and nothing of it is left at the source.
@@ -177,7 +199,10 @@ impl World {
         assert_eq!(self.arena.running(), ["host-a"], "{}", self.conductor.story());
         assert_eq!(self.source.guest().run_state_now(), RunState::Running);
         assert_eq!(self.source.kept.lock().unwrap()["guest-1"].role, Role::Held);
-        eventually("the destination is empty", || self.destination.kept.lock().unwrap().is_empty()).await;
+        eventually("the destination is empty", || {
+            self.destination.kept.lock().unwrap().is_empty()
+        })
+        .await;
         self.all_ended().await;
     }
 
