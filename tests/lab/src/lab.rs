@@ -327,8 +327,7 @@ impl Lab {
         let deadline = Instant::now() + HOSTS_READY_WITHIN;
         for host in &mut self.hosts {
             let name = host.name.clone();
-            loop {
-                let Some(agent) = host.agent() else { break };
+            while let Some(agent) = host.agent() {
                 agent.check()?;
                 if let Some(controller) = &mut self.controller {
                     controller.check()?;
