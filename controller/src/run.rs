@@ -184,17 +184,17 @@ pub async fn work(
             tracing::info!("every watch has seen everything once");
         }
     };
+    // At the shutdown the reconcilers end what they are at, then the drivers and writers do.
+    let reconcilers = async {
+        futures::future::join(guests, migrations).await;
+        cluster.tasks.close();
+        cluster.tasks.wait().await;
+    };
+    let beside = futures::future::join3(host_watch, host::watch_leases(cluster.clone(), namespace), ready);
     tokio::select! {
-        _ = futures::future::join5(guests, migrations, host_watch, host::watch_leases(cluster.clone(), namespace), ready) => {}
-        () = leave(&cluster, &stop) => {}
+        () = reconcilers => {}
+        _ = beside => {}
     }
-}
-
-/// Waits for the shutdown, then until every task has come to its end.
-async fn leave(cluster: &Cluster, stop: &CancellationToken) {
-    stop.cancelled().await;
-    cluster.tasks.close();
-    cluster.tasks.wait().await;
 }
 
 fn again<K, E: std::error::Error>(_: Arc<K>, _: &E, _: Arc<Cluster>) -> Action {

@@ -126,6 +126,7 @@ struct Drive {
     start_by: Option<Instant>,
     doubt_since: Option<Instant>,
     blocked: Option<Failed>,
+    not_now: Option<Fault>,
     book: Book,
     drafts: watch::Sender<Draft>,
 }
@@ -181,6 +182,7 @@ pub async fn drive(
         start_by: Some(Instant::now() + START_WITHIN),
         doubt_since: None,
         blocked: None,
+        not_now: None,
         book,
         drafts,
         terms: terms.clone(),
@@ -571,6 +573,7 @@ impl Drive {
         let still_wanted = self.driver.next().iter().any(|effect| key_of(effect) == key);
         self.fail(key);
         if fault.category == Category::Unavailable {
+            self.not_now = Some(fault.clone());
             return;
         }
         if before_memory && still_wanted {
@@ -655,6 +658,13 @@ impl Drive {
         }
         if self.record_missing {
             return failure::tell(Reason::RecordMissing, "The guest has no GuestRecord any more.");
+        }
+        // The host answers, and says why it does not do it now.
+        let told = self.not_now.as_ref().map(failure::refused);
+        if let Some(told) =
+            told.filter(|told| ![Reason::AgentUnreachable, Reason::InternalError].contains(&told.reason))
+        {
+            return told;
         }
         let unanswered = self.driver.next().first().map(key_of);
         let host = match self.driver.stand() {

@@ -86,7 +86,7 @@ pub async fn reconcile(
     }
 
     // Nothing was begun.
-    if control.cancel {
+    if migration.spec.cancel || deleting {
         let mut book = Book::open(migration.status.clone(), control.generation);
         let failed = failure::tell(Reason::Cancelled, "The migration was cancelled before it began.");
         refuse(&cluster, &api, &migration, &mut book, &failed).await?;
