@@ -36,8 +36,9 @@ use crate::server::{Roles, Updates};
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often ended journals are looked through.
 const BETWEEN_PRUNES: Duration = Duration::from_secs(3600);
-/// How long an order waits for what it is answered with.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long an order waits for what it is answered with; less than the caller waits. After it the order counts as
+/// taken, and the watch tells how it goes on.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(4);
 
 /// What the migrations need to know about their host.
 #[derive(Clone, Debug)]
@@ -375,16 +376,16 @@ impl Inner {
             }
         };
         drop(admission);
-        match timeout(ANSWER_DEADLINE, waits).await {
-            Ok(Ok(true)) => Ok(OrderAnswer::Begun {
-                definition: held.definition.json().to_vec(),
-            }),
-            Ok(Ok(false) | Err(_)) | Err(_) => Err(Fault::new(
+        if let Ok(Ok(false) | Err(_)) = timeout(ANSWER_DEADLINE, waits).await {
+            return Err(Fault::new(
                 Category::Unavailable,
                 "DiskFull",
                 "The agent could not write its journal; look at its state directory",
-            )),
+            ));
         }
+        Ok(OrderAnswer::Begun {
+            definition: held.definition.json().to_vec(),
+        })
     }
 
     async fn begin_protected(
