@@ -11,5 +11,6 @@
 mod agent;
 mod authority;
 mod guests;
+mod hosts;
 mod migrations;
 mod world;
