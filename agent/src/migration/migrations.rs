@@ -614,6 +614,8 @@ impl Inner {
                 Ok(held) => held,
                 // Forgotten after it was let go of.
                 Err(GuestError::NotHere { .. }) if handed_over => None,
+                // It was let go of, and has come back since.
+                Err(GuestError::StaleEpoch { .. }) if last == Some(&SourceEntry::Released) => None,
                 Err(error) => return Err(Left::by_guest(&head, &error)),
             };
             match held {

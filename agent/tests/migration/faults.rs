@@ -9,7 +9,7 @@ use godwit_protocol::Side;
 
 use super::conductor::{Conductor, now};
 use super::plain::{begin, name, source_is};
-use super::played::definition;
+use super::played::{Kept, definition};
 use super::world::{World, eventually};
 
 /// Ends as it must whatever the moment of the fault: the guest runs at one host, and nothing is left at the other.
@@ -325,6 +325,28 @@ async fn a_migration_that_has_ended_is_not_begun_again_after_a_restart() {
         .unwrap();
     world.source.agent.order(&world.terms, begin()).await.unwrap_err();
     world.is_at_destination().await;
+}
+
+/// A journal whose end could not be written does not speak for a guest that has come back under a later epoch.
+#[tokio::test]
+async fn a_guest_that_has_come_back_is_none_of_an_old_journals_business() {
+    let mut world = World::new().await;
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
+    world.source.crash().await;
+    // The end is cut off, as if it had not been written.
+    let mut bytes = std::fs::read(world.source.journal()).unwrap();
+    let end = bytes.windows(7).rposition(|w| w == b"{\"Ended").unwrap() - 8;
+    bytes[end..].fill(0);
+    std::fs::write(world.source.journal(), &bytes).unwrap();
+    let kept = world.destination.kept.lock().unwrap().remove("guest-1").unwrap();
+    world.source.kept.lock().unwrap().insert("guest-1".into(), Kept { epoch: 6, ..kept });
+    world.source.agent.recover().await.unwrap();
+    eventually("the old migration is over", || world.source.agent.active().is_empty()).await;
+    assert_eq!(world.source.agent.unresolved(), vec![]);
+    assert_eq!(world.source.guest().run_state_now(), RunState::Running);
+    let report = now(&world.source.agent, &world.terms).await.unwrap().side;
+    assert_eq!(report, Some(Side::Source(SourceReport::Released)));
 }
 
 #[tokio::test]
