@@ -172,6 +172,7 @@ pub trait Guest: Send + Sync {
 
     /// Ends an outgoing stream that has not completed, by force if it does not end within two seconds. The
     /// hypervisor may have let the guest run again when this returns: ask [`Guest::run_state`].
+    /// The stream is then `Cancelled` or `Failed`; which of them says nothing.
     async fn cancel_stream(&self) -> Result<(), HypervisorError>;
 
     /// Gives the guest's disks up (`false`), so that another host may write to them, or takes them back. Needs

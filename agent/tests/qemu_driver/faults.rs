@@ -48,6 +48,16 @@ async fn brought_to(bench: &Bench, when: When, seal: bool) -> (Arc<dyn Guest>, A
     (source, destination)
 }
 
+/// A cancelled stream is over. Now and then QEMU calls it failed: its threads see the closed socket before they
+/// see the cancel.
+async fn assert_ended(source: &Arc<dyn Guest>) {
+    let state = source.stream().await.unwrap().state;
+    assert!(
+        matches!(state, StreamState::Cancelled | StreamState::Failed),
+        "{state:?}"
+    );
+}
+
 async fn runs_on(bench: &Bench, source: &Arc<dyn Guest>) {
     source.resume().await.unwrap();
     assert_eq!(source.run_state().await.unwrap(), RunState::Running);
@@ -217,7 +227,7 @@ async fn a_cancelled_stream_ends_and_another_can_follow() {
         let bench = Bench::new();
         let (source, destination) = brought_to(&bench, When::Active, seal).await;
         source.cancel_stream().await.unwrap();
-        assert_eq!(source.stream().await.unwrap().state, StreamState::Cancelled);
+        assert_ended(&source).await;
         until_state(&source, if seal { RunState::Paused } else { RunState::Running }).await;
         // Once more has no further effect.
         source.cancel_stream().await.unwrap();
@@ -233,7 +243,7 @@ async fn a_stream_is_cancelled_before_the_switchover() {
     let bench = Bench::new();
     let (source, destination) = brought_to(&bench, When::BeforeSwitchover, true).await;
     source.cancel_stream().await.unwrap();
-    assert_eq!(source.stream().await.unwrap().state, StreamState::Cancelled);
+    assert_ended(&source).await;
     destination.destroy(Duration::from_secs(10)).await.unwrap();
     runs_on(&bench, &source).await;
 }
