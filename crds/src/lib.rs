@@ -5,7 +5,10 @@
 //! describes the whole shape of the API, including what is not served yet; what is not served is absent here,
 //! so that the API server refuses it.
 
-#![allow(clippy::duplicated_attributes, reason = "printer columns of one kind share their types and priorities")]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns of one kind share their types and priorities"
+)]
 
 pub mod condition;
 pub mod guest_record;
