@@ -846,7 +846,16 @@ impl Drive {
 
     /// Whether the guest is stopped for the handover and has not been let run again.
     fn blackout(&self) -> bool {
-        let stopped = match self.driver.source() {
+        self.handing_over()
+            && !matches!(
+                self.driver.destination(),
+                SideView::Reported(DestinationReport::Holding { .. } | DestinationReport::Lost(_))
+            )
+    }
+
+    /// Whether the last steps are under way, which take milliseconds: no status is written beside them.
+    fn handing_over(&self) -> bool {
+        match self.driver.source() {
             SideView::Reported(
                 SourceReport::Stopped { .. } | SourceReport::Switching { .. } | SourceReport::GoSent(_),
             ) => true,
@@ -862,18 +871,13 @@ impl Drive {
                 | SourceReport::Died
                 | SourceReport::Lost(_),
             ) => false,
-        };
-        stopped
-            && !matches!(
-                self.driver.destination(),
-                SideView::Reported(DestinationReport::Holding { .. } | DestinationReport::Lost(_))
-            )
+        }
     }
 
     fn publish(&mut self, last: bool) {
         let draft = Draft {
             status: self.book.status.clone(),
-            hold: self.blackout() && !last,
+            hold: self.handing_over() && !last,
             last,
         };
         self.drafts.send_if_modified(|known| {
