@@ -191,6 +191,9 @@ async fn start(
     host: &str,
     epoch: u64,
 ) -> Result<Action, Error> {
+    if let Some(left) = cluster.starts.paused_for(uid) {
+        return Ok(Action::requeue(left));
+    }
     let order = StartGuest {
         guest: name(guest, uid),
         epoch,
@@ -211,6 +214,13 @@ async fn start(
     };
     let starting = matches!(answer, Answer::State(GuestState::Starting, _));
     let failures = cluster.starts.answered(uid, epoch, answer);
+    let again = failures > 0 || starting;
+    let pause = START_AGAIN[0]
+        .saturating_mul(1 << failures.min(8))
+        .min(START_AGAIN[1]);
+    if again {
+        cluster.starts.pause(uid, pause);
+    }
     let record = cluster.records.read(uid).await?;
     // What the answer means for the status is told from the object as it is now.
     if let Some(now) = apply::within(api.get_opt(&guest.name_any()))
@@ -221,14 +231,7 @@ async fn start(
         cluster.starts.missing(uid, verdict.missing);
         write_status(cluster, api, &now, &verdict.status).await?;
     }
-    Ok(if failures > 0 || starting {
-        let pause = START_AGAIN[0]
-            .saturating_mul(1 << failures.min(8))
-            .min(START_AGAIN[1]);
-        Action::requeue(pause)
-    } else {
-        Action::requeue(LOOK_AGAIN)
-    })
+    Ok(Action::requeue(if again { pause } else { LOOK_AGAIN }))
 }
 
 async fn stop(

@@ -17,6 +17,7 @@ pub struct Starts {
 struct Memory {
     answer: Option<(u64, Answer)>,
     failures: u32,
+    again_at: Option<Instant>,
     missing_since: Option<Instant>,
     promised: Option<(String, u64)>,
 }
@@ -43,6 +44,19 @@ impl Starts {
         };
         memory.answer = Some((epoch, answer));
         memory.failures
+    }
+
+    /// The order is to be given again after `pause`, whatever happens before.
+    pub fn pause(&self, guest: &str, pause: Duration) {
+        self.guests().entry(guest.into()).or_default().again_at = Instant::now().checked_add(pause);
+    }
+
+    /// How long the next order still has to wait; `None` if it may be given.
+    pub fn paused_for(&self, guest: &str) -> Option<Duration> {
+        let again_at = self.guests().get(guest)?.again_at?;
+        again_at
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
     }
 
     /// For how long the guest has been missing from its host's report.
@@ -132,6 +146,16 @@ mod tests {
         );
         starts.forget("g");
         assert_eq!(starts.answer("g", 1), None);
+    }
+
+    #[test]
+    fn a_pause_ends() {
+        let starts = Starts::default();
+        assert_eq!(starts.paused_for("g"), None);
+        starts.pause("g", Duration::from_secs(60));
+        assert!(starts.paused_for("g").is_some());
+        starts.pause("g", Duration::ZERO);
+        assert_eq!(starts.paused_for("g"), None);
     }
 
     #[test]
