@@ -41,8 +41,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How far the two sides' reports may be apart.
-const CROSSING: Duration = Duration::from_secs(5);
 /// How long a doubt lasts before it is told: reports cross each other.
 const DOUBT_AFTER: Duration = Duration::from_secs(2);
 /// How long a side is silent before that is told.
@@ -422,8 +420,6 @@ impl Drive {
             },
             DriverEffect::Perform(channel) => self.order(Key::Perform, Role::Source, Order::Perform(channel)),
             DriverEffect::Confirm => self.order(Key::Confirm, Role::Source, Order::Confirm),
-            // The destination's word that memory arrives has overtaken the source's that it is sent.
-            DriverEffect::AbortSource(Cause::StreamFailed) if self.reports_cross() => {}
             DriverEffect::AbortSource(cause) => {
                 self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
             }
@@ -436,17 +432,6 @@ impl Drive {
             }
             DriverEffect::Settle => self.order(Key::Settle, Role::Source, Order::Settle),
         }
-    }
-
-    /// Whether the source has just been told to send and its report may still be on the way.
-    fn reports_cross(&self) -> bool {
-        let begun = matches!(self.driver.source(), SideView::Reported(SourceReport::Begun));
-        begun
-            && match self.given.get(&Key::Perform) {
-                Some(Given::InFlight { .. }) => true,
-                Some(Given::Taken { at }) => at.elapsed() < CROSSING,
-                Some(Given::Failed { .. }) | None => false,
-            }
     }
 
     fn begin(&mut self) {

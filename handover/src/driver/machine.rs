@@ -288,9 +288,11 @@ impl Driver {
             SideView::Unheard | SideView::Reported(DestinationReport::Preparing) => {
                 Next::wait(Wait::Destination)
             }
-            // The channel was used and nothing came of it: a restart of the source between the two.
+            // The reports of two hosts cross: the source's next one says that it streams. Should its agent have
+            // been restarted between the connection and the stream, the connection went with it; the destination
+            // then gives up by itself.
             SideView::Reported(DestinationReport::Receiving | DestinationReport::Loaded) => {
-                Next::order_source(DriverEffect::AbortSource(Cause::StreamFailed))
+                Next::wait(Wait::Source)
             }
             SideView::Reported(
                 DestinationReport::Blocked
