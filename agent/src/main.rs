@@ -72,6 +72,7 @@ enum LogFormat {
 }
 
 fn main() -> ExitCode {
+    end_on_panic();
     let arguments = Arguments::parse();
     let config = match Config::read(&arguments.config) {
         Ok(config) => config,
@@ -266,4 +267,14 @@ async fn roles(
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));
     migrations.recover().await.context("take up the migrations")?;
     Ok(migrations)
+}
+
+/// A task that panicked would leave the rest of the agent running on half of what it knows; an agent that ends
+/// finds its guests and migrations again from what is on disk and from the hypervisors.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }

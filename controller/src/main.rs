@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    end_on_panic();
     let config = Config::parse();
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
@@ -79,4 +80,14 @@ async fn supervise(config: Config) -> ExitCode {
         tracing::info!("ending; once more to end at once");
         shutdown.cancel();
     }
+}
+
+/// A task that panicked would leave the rest running on half of what it knows; a controller that starts anew asks
+/// the agents and the API server.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
