@@ -5,6 +5,7 @@
     clippy::panic,
     clippy::expect_used,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "tests fail by panicking"
 )]
 

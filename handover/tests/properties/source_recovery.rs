@@ -1,0 +1,80 @@
+//! A source that is taken up again from its journal promises no more and no less than was written.
+
+use godwit_handover::{Source, SourceEffect, SourceEntry, SourceReport};
+use proptest::prelude::*;
+
+use crate::source_run::{self, facts};
+use crate::words;
+
+fn go_in(entries: &[SourceEntry]) -> bool {
+    entries.iter().any(|e| matches!(e, SourceEntry::GoSent(_)))
+}
+
+fn abort_in(entries: &[SourceEntry]) -> bool {
+    entries
+        .iter()
+        .any(|e| matches!(e, SourceEntry::AbortIntent { .. }))
+}
+
+proptest! {
+    /// Whatever a journal holds: no panic, no Go that is not in it, no process destroyed unless it says so, and no
+    /// guest let run on the spot.
+    #[test]
+    fn any_journal_is_borne(entries in prop::collection::vec(source_run::entry(), 0..8), facts in facts()) {
+        let begins = entries.iter().filter(|e| matches!(e, SourceEntry::Begun { .. })).count();
+        let first = matches!(entries.first(), Some(SourceEntry::Begun { .. }));
+        let recovered = Source::recover(&entries, words::GATES, facts);
+        prop_assert_eq!(recovered.is_some(), first && begins == 1);
+        let Some((machine, step)) = recovered else {
+            return Ok(());
+        };
+        if let SourceReport::GoSent(go) = machine.report() {
+            prop_assert!(entries.contains(&SourceEntry::GoSent(go)));
+        }
+        for effect in &step.effects {
+            let written = *effect != SourceEffect::Destroy || entries.contains(&SourceEntry::Released);
+            prop_assert!(written);
+            let acts = matches!(
+                effect,
+                SourceEffect::Restore(_) | SourceEffect::SwitchOver | SourceEffect::StartStream(_)
+            );
+            prop_assert!(!acts, "{:?}", effect);
+        }
+    }
+
+    /// Every beginning of a journal that a life wrote, with any facts.
+    #[test]
+    fn a_promise_outlives_its_agent(run in source_run::run(), facts in facts()) {
+        for end in 1..=run.journal.len() {
+            let written = &run.journal[..end];
+            let (machine, step) = Source::recover(written, words::GATES, facts).expect("an honest journal");
+            let report = machine.report();
+            if abort_in(written) {
+                let kept = matches!(
+                    report,
+                    SourceReport::Aborting(_) | SourceReport::Aborted(_) | SourceReport::Lost(_)
+                );
+                prop_assert!(kept, "{:?} after {:?}", report, written);
+                continue;
+            }
+            let over = written.iter().any(|e| matches!(e, SourceEntry::Lost { .. } | SourceEntry::Aborted { .. }));
+            if go_in(written) && !over {
+                prop_assert!(
+                    matches!(report, SourceReport::GoSent(_) | SourceReport::Released),
+                    "{:?} after {:?}", report, written
+                );
+                let harmless = step.effects.iter().all(|e| *e == SourceEffect::Destroy);
+                prop_assert!(harmless, "{:?} after {:?}", step.effects, written);
+            } else {
+                let more = matches!(report, SourceReport::GoSent(_) | SourceReport::Released);
+                prop_assert!(!more, "{:?} after {:?}", report, written);
+            }
+            if machine.is_final() {
+                let rest = step.effects.iter().all(|e| {
+                    matches!(e, SourceEffect::Journal(SourceEntry::Aborted { .. } | SourceEntry::Lost { .. }))
+                });
+                prop_assert!(rest);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Arbitrary values of the words that all three machines share.
+
+use godwit_handover::{
+    Cause, Channel, Decision, Gates, Go, GoEvidence, RecordView, StreamFact, Terms, Token, Wanted,
+};
+use proptest::prelude::*;
+
+pub const GATES: Gates = Gates {
+    seal: true,
+    hold_before_switchover: true,
+    keep_destination_paused: true,
+    inactivate_disks: true,
+};
+
+pub fn terms() -> Terms {
+    Terms {
+        migration: "m".into(),
+        guest: "g".into(),
+        epoch: 7,
+        source: "s".into(),
+        destination: "d".into(),
+    }
+}
+
+pub fn other_terms() -> Terms {
+    Terms {
+        migration: "n".into(),
+        ..terms()
+    }
+}
+
+pub fn channel() -> Channel {
+    Channel {
+        uri: "tcp://192.0.2.1:1".into(),
+        token: Token(vec![1]),
+    }
+}
+
+pub fn other_channel() -> Channel {
+    Channel {
+        uri: "tcp://192.0.2.1:2".into(),
+        token: Token(vec![2]),
+    }
+}
+
+pub fn cause() -> impl Strategy<Value = Cause> {
+    prop::sample::select(vec![
+        Cause::Cancelled,
+        Cause::DestinationFailed,
+        Cause::DriverSilent,
+        Cause::StreamFailed,
+        Cause::Reverted,
+    ])
+}
+
+pub fn wanted() -> impl Strategy<Value = Wanted> {
+    prop_oneof![4 => Just(Wanted::Run), 1 => Just(Wanted::StayStopped)]
+}
+
+pub fn go() -> impl Strategy<Value = Go> {
+    let evidence = prop::sample::select(vec![
+        GoEvidence::Completed,
+        GoEvidence::SealedAndReleased,
+        GoEvidence::SourceDead,
+    ]);
+    (evidence, wanted(), any::<bool>()).prop_map(|(evidence, wanted, sealed)| Go {
+        evidence,
+        wanted,
+        sealed,
+    })
+}
+
+pub fn stream_fact() -> impl Strategy<Value = StreamFact> {
+    prop::sample::select(vec![
+        StreamFact::None,
+        StreamFact::Active,
+        StreamFact::BeforeSwitchover,
+        StreamFact::SwitchingOver,
+        StreamFact::Completed,
+        StreamFact::Failed,
+        StreamFact::Cancelled,
+    ])
+}
+
+pub fn armed() -> RecordView {
+    RecordView {
+        holder: terms().source,
+        epoch: terms().epoch,
+        migration: Some(terms().migration),
+        decision: Decision::None,
+    }
+}
+
+pub fn advanced() -> RecordView {
+    RecordView {
+        holder: terms().destination,
+        epoch: terms().epoch + 1,
+        migration: Some(terms().migration),
+        decision: Decision::Committed,
+    }
+}
+
+pub fn reverted() -> RecordView {
+    RecordView {
+        decision: Decision::Reverted,
+        ..armed()
+    }
+}
+
+/// Any record that can be put together from the words at hand, most of them nonsense.
+pub fn record() -> impl Strategy<Value = RecordView> {
+    let host = prop::sample::select(vec!["s", "d", "t"]);
+    let migration = prop::sample::select(vec![None, Some("m"), Some("n")]);
+    let decision = prop::sample::select(vec![
+        Decision::None,
+        Decision::Committed,
+        Decision::Aborted,
+        Decision::Reverted,
+    ]);
+    (host, 6..10_u64, migration, decision).prop_map(|(holder, epoch, migration, decision)| RecordView {
+        holder: holder.into(),
+        epoch,
+        migration: migration.map(Into::into),
+        decision,
+    })
+}
+
+/// A record that decides nothing about this migration: another migration's, another epoch's, or undecided.
+pub fn foreign_record() -> impl Strategy<Value = RecordView> {
+    record().prop_filter("decides about this migration", |r| {
+        let ours = r.migration.as_deref() == Some("m");
+        let advanced = ours && r.decision == Decision::Committed && r.holder == "d" && r.epoch == 8;
+        let reverted = ours
+            && matches!(r.decision, Decision::Aborted | Decision::Reverted)
+            && r.holder == "s"
+            && r.epoch == 7;
+        !advanced && !reverted
+    })
+}
