@@ -10,12 +10,17 @@
 //! read to say Aborted or Reverted. Go is said only after it was journaled (rule 2), and an abort is journaled
 //! before it is begun and forbids Go for ever.
 
+mod ending;
 mod machine;
+mod orders;
 mod recovery;
+mod stage;
+mod stream;
 
 use serde::{Deserialize, Serialize};
 
 pub use recovery::SourceFacts;
+use stage::{Reading, Stage};
 
 use crate::convergence::Pass;
 use crate::gates::Gates;
@@ -32,111 +37,6 @@ pub struct Source {
     /// The record is being read, and on which order.
     pub(crate) reading: Option<Reading>,
     pub(crate) stage: Stage,
-}
-
-/// Where the source stands.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Stage {
-    BeginJournal,
-    Begun,
-    Connecting,
-    Streaming {
-        intent_journaled: bool,
-    },
-    /// The pause was ordered while the stream was active.
-    Sealing,
-    /// Stopped while the stream was still active: a late failure leaves it stopped.
-    Sealed {
-        entry: SealEntry,
-        intent_journaled: bool,
-    },
-    /// The hypervisor waits before the switchover.
-    Gate {
-        sealed: Option<SealEntry>,
-        intent_journaled: bool,
-    },
-    Switching {
-        sealed: bool,
-        own: Own,
-        peer_loaded: bool,
-    },
-    GoJournal {
-        go: Go,
-        own: Own,
-    },
-    GoSent {
-        go: Go,
-        own: Own,
-    },
-    ReleaseJournal {
-        go: Go,
-    },
-    Releasing {
-        go: Go,
-    },
-    Released,
-    AbortJournal {
-        cause: Cause,
-        undo: Undo,
-    },
-    Undoing {
-        cause: Cause,
-        /// A switchover that has come to nothing: the disks may have to be taken back.
-        switchover: bool,
-    },
-    Reclaiming {
-        cause: Cause,
-    },
-    Restoring {
-        cause: Cause,
-    },
-    Aborted {
-        cause: Cause,
-    },
-    Lost {
-        cause: Cause,
-    },
-}
-
-/// On which order the record is being read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Reading {
-    /// The destination has reported that it holds the guest: an advanced record lets the source go.
-    Confirm,
-    /// The driver believes that the destination has given the guest up.
-    Settle,
-}
-
-/// Whether the proof of the seal is on disk yet. It is written while the rest of the memory travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SealEntry {
-    Writing,
-    Written,
-}
-
-/// What is left of the source's own stream and process after the switchover was ordered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Own {
-    Running,
-    Completed,
-    /// The stream failed and the guest is stopped; its disks may still be locked by this process.
-    Failed,
-    /// The same with the disks given up.
-    Released,
-    Dead,
-}
-
-/// What has to be undone by an abort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Undo {
-    /// Nothing was begun.
-    Nothing,
-    /// A stream that has not switched over.
-    Stream,
-    /// A switchover that the record says has come to nothing.
-    Switchover,
-    /// Nothing: the guest already runs here.
-    RunsAlready,
 }
 
 /// What happens to the source.

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use super::{Own, SealEntry, Source, SourceEffect, SourceEntry, Stage, Undo};
+use super::stage::{Own, SealEntry, Stage, Undo};
+use super::{Source, SourceEffect, SourceEntry};
 use crate::gates::Gates;
 use crate::terms::{Cause, Go, Step, StreamFact, Terms, Wanted};
 
