@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod chart;
 pub mod control_plane;
 pub mod credentials;
+pub mod guest;
 pub mod hosts;
 pub mod initramfs;
 pub mod lab;
