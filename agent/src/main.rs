@@ -266,6 +266,7 @@ async fn roles(
     };
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));
     migrations.recover().await.context("take up the migrations")?;
+    guests.settle(migrations.journals());
     Ok(migrations)
 }
 

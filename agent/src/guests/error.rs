@@ -97,6 +97,14 @@ pub enum GuestError {
     /// The guest's record on this host cannot be read, so the guest is left alone.
     #[error("The guest's record on this host cannot be acted on, so the guest is left alone: {0}")]
     RecordUnreadable(Arc<StateError>),
+    /// A journal that cannot be acted on speaks of the guest.
+    #[error("{message}; the guest is left alone")]
+    JournalUnread {
+        /// Whether a newer version wrote it.
+        newer: bool,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The state directory took no write.
     #[error("The agent could not write its state: {0}")]
     StateUnwritable(StateError),
@@ -142,6 +150,8 @@ impl GuestError {
                     "JournalDamaged"
                 }
             },
+            Self::JournalUnread { newer: true, .. } => "JournalNewer",
+            Self::JournalUnread { newer: false, .. } => "JournalDamaged",
             Self::StateUnwritable(_) => "DiskFull",
             Self::System { .. } => "InternalError",
         }
@@ -160,7 +170,8 @@ impl GuestError {
             Self::NotHere { .. }
             | Self::NotRunning(_)
             | Self::NotMigratable(_)
-            | Self::RecordUnreadable(_) => Category::Unavailable,
+            | Self::RecordUnreadable(_)
+            | Self::JournalUnread { .. } => Category::Unavailable,
             Self::FileMissing(_)
             | Self::InsufficientMemory { .. }
             | Self::MachineTypeMissing(_)

@@ -224,7 +224,7 @@ impl Inner {
             Standing::LaunchingIncoming { terms } | Standing::Arriving { terms, .. } => {
                 Standing::Arriving { terms, process }
             }
-            Standing::Launching | Standing::Held { .. } => Standing::Held {
+            Standing::Launching | Standing::Held { .. } | Standing::Ended { .. } => Standing::Held {
                 process,
                 since_micros: None,
                 arrived_by: None,
@@ -247,6 +247,12 @@ impl Inner {
 
     /// Ends the guest's process for certain, and forgets the guest.
     pub(super) async fn destroy_and_forget(&self, slot: &Slot) -> Result<(), GuestError> {
+        self.destroy(slot).await?;
+        self.forget(slot).await
+    }
+
+    /// Ends the guest's process for certain.
+    pub(super) async fn destroy(&self, slot: &Slot) -> Result<(), GuestError> {
         let known = slot.here(|here| {
             here.ending = true;
             (here.process.clone(), here.entry.standing.process().cloned())
@@ -259,10 +265,12 @@ impl Inner {
             return Err(error);
         }
         slot.here(|here| {
-            here.process = Process::Gone("it was ended".into());
-            here.state = GuestState::ShutOff;
+            if !matches!(here.process, Process::Gone(_)) {
+                here.process = Process::Gone("it was ended".into());
+                here.state = GuestState::ShutOff;
+            }
         })?;
-        self.forget(slot).await
+        Ok(())
     }
 
     /// Ends a guest's process for certain.
@@ -291,8 +299,33 @@ impl Inner {
     /// Removes everything that is left of a guest whose process is gone. The record goes last, so that a crash in
     /// between leaves something to go on from.
     pub(super) async fn forget(&self, slot: &Slot) -> Result<(), GuestError> {
-        let Some(taps) = slot.here(|here| here.entry.taps.clone())? else {
+        if !self.clear(slot).await? {
             return Ok(());
+        }
+        let record = self.record(&slot.uid);
+        if let Err(error) = blocking(move || record.remove()).await {
+            return self.note_state(Err(error));
+        }
+        self.replace(slot, Known::Nothing);
+        info!(guest = %slot.uid, "nothing is left of the guest on this host");
+        Ok(())
+    }
+
+    /// Puts something else in a guest's place, whose watcher is ended.
+    pub(super) fn replace(&self, slot: &Slot, new: Known) {
+        let known = std::mem::replace(&mut *slot.known(), new);
+        if let Known::Here(here) = known
+            && let Some(watcher) = here.watcher
+        {
+            watcher.abort();
+        }
+        self.changed();
+    }
+
+    /// Removes everything but the record that is left of a guest whose process is gone. `false` if it is not here.
+    pub(super) async fn clear(&self, slot: &Slot) -> Result<bool, GuestError> {
+        let Some(taps) = slot.here(|here| here.entry.taps.clone())? else {
+            return Ok(false);
         };
         for tap in &taps {
             self.settings.taps.delete(tap).await.map_err(from_tap)?;
@@ -302,19 +335,7 @@ impl Inner {
         }
         let directory = self.directory(&slot.uid);
         remove_directory(&directory)?;
-        let record = self.record(&slot.uid);
-        if let Err(error) = blocking(move || record.remove()).await {
-            return self.note_state(Err(error));
-        }
-        let known = std::mem::replace(&mut *slot.known(), Known::Nothing);
-        if let Known::Here(here) = known
-            && let Some(watcher) = here.watcher
-        {
-            watcher.abort();
-        }
-        self.changed();
-        info!(guest = %slot.uid, "nothing is left of the guest on this host");
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use godwit_crds::virtual_machine::GuestState;
@@ -16,7 +16,8 @@ use super::error::GuestError;
 use super::launch::LaunchOrder;
 use super::process;
 use super::record::{GuestEntry, Standing};
-use super::slot::{Here, Known, Process, Slot, shown};
+use super::retire::Journals;
+use super::slot::{Here, Known, Process, Slot, ended_view, shown};
 use super::types::{GuestIdentity, GuestView, Held, Role, StartRequest};
 use crate::cgroup::Cgroups;
 use crate::clock::now_micros;
@@ -72,6 +73,7 @@ pub(super) struct Inner {
     changes: watch::Sender<u64>,
     state_problem: Mutex<Option<String>>,
     pub(super) suspected: Notify,
+    pub(super) journals: OnceLock<Arc<dyn Journals>>,
 }
 
 /// A guest's place while one order has it for itself.
@@ -106,6 +108,7 @@ impl Guests {
             changes: watch::Sender::new(0),
             state_problem: Mutex::new(None),
             suspected: Notify::new(),
+            journals: OnceLock::new(),
         };
         inner.make_directories()?;
         Ok(Self {
@@ -127,6 +130,17 @@ impl Guests {
     /// its guest never ran. Comes before the migrations are recovered.
     pub async fn recover(&self) -> Result<(), GuestError> {
         self.inner.clone().recover().await
+    }
+
+    /// From now on it is known which guests the migrations' journals speak of, and transient guests that have ended
+    /// are forgotten. Comes after the migrations are recovered; a second call does nothing.
+    pub fn settle(&self, journals: Arc<dyn Journals>) {
+        if self.inner.journals.set(journals).is_ok() {
+            let slots: Vec<_> = self.inner.slots().values().cloned().collect();
+            for slot in slots {
+                self.inner.consider_ended(&slot);
+            }
+        }
     }
 
     /// Starts a guest, or says how it stands if it was started before under this epoch.
@@ -184,6 +198,8 @@ impl Guests {
         });
         if matches!(ended, Ok(Some(true))) {
             self.inner.changed();
+            // Its own end may have waited for that of the migration.
+            self.inner.consider_ended(&locked.slot);
         }
     }
 
@@ -268,6 +284,7 @@ impl Guests {
                     role: Role::Held,
                     note: Some(error.to_string()),
                 }),
+                Known::Ended(entry) => Some(ended_view(entry)),
                 Known::Here(here) => Some(here.view()),
             })
             .collect()
@@ -333,6 +350,11 @@ impl Inner {
     async fn start(self: Arc<Self>, request: StartRequest) -> Result<GuestView, GuestError> {
         let locked = self.lock(&request.identity.uid).await;
         let slot = &locked.slot;
+        self.check_journals(&slot.uid)?;
+        if let Some(ended) = slot.ended() {
+            self.check_ended(&ended, &request)?;
+            return self.start_fresh(slot, request).await;
+        }
         let standing = slot.here(|here| {
             if here.entry.identity != request.identity {
                 return Err(GuestError::Conflict(format!(
@@ -445,6 +467,10 @@ impl Inner {
 
     async fn stop(self: Arc<Self>, uid: &str, epoch: Epoch) -> Result<(), GuestError> {
         let locked = self.lock(uid).await;
+        self.check_journals(uid)?;
+        if let Some(ended) = locked.slot.ended() {
+            return self.drop_note(&locked.slot, &ended, epoch).await;
+        }
         let allowed = locked.slot.here(|here| {
             if let Some(terms) = here.protected.as_ref().or(here.entry.standing.arriving()) {
                 return Err(GuestError::Protected {
@@ -547,6 +573,14 @@ impl Inner {
         }
         let locked = self.lock(&terms.guest).await;
         let slot = &locked.slot;
+        if let Some(ended) = slot.ended()
+            && terms.epoch <= ended.epoch
+        {
+            return Err(GuestError::StaleEpoch {
+                known: ended.epoch,
+                given: terms.epoch,
+            });
+        }
         let there = slot.here(|here| match here.entry.standing.arriving() {
             Some(mine) if *mine == terms => match &here.process {
                 Process::Alive(_) => Ok(()),
@@ -612,6 +646,7 @@ impl Inner {
                 Standing::Arriving { .. }
                 | Standing::LaunchingIncoming { .. }
                 | Standing::Held { .. }
+                | Standing::Ended { .. }
                 | Standing::Launching => conflict(format!(
                     "Guest {uid} is not arriving here by migration {migration}"
                 )),
@@ -622,6 +657,8 @@ impl Inner {
         slot.here(|here| here.entry = entry)?;
         self.changed();
         info!(guest = uid, migration, epoch, "the guest has been taken over");
+        // It may have come in an end of its own.
+        self.consider_ended(slot);
         Ok(())
     }
 
@@ -636,7 +673,7 @@ impl Inner {
             } if by == migration => Err(GuestError::Conflict(format!(
                 "Guest {uid} has arrived by migration {migration} and is this host's now; it is not discarded"
             ))),
-            Standing::Held { .. } | Standing::Launching => Ok(false),
+            Standing::Held { .. } | Standing::Ended { .. } | Standing::Launching => Ok(false),
         })?;
         match mine.transpose()? {
             Some(true) => self.destroy_and_forget(&locked.slot).await,

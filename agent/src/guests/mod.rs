@@ -11,6 +11,7 @@ mod observe;
 pub mod process;
 pub mod record;
 mod recover;
+mod retire;
 mod slot;
 pub mod types;
 pub mod words;
@@ -18,6 +19,7 @@ pub mod words;
 pub use definition::Definition;
 pub use error::GuestError;
 pub use manager::{Guests, Settings, UserRange};
+pub use retire::{Journals, Spoken};
 pub use types::{GuestIdentity, GuestView, Held, Role, StartRequest};
 
 #[cfg(test)]

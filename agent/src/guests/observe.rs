@@ -27,15 +27,20 @@ impl Inner {
     }
 
     /// Asks the guest what it does.
-    async fn ask(&self, slot: &Slot, guest: &Arc<dyn Guest>) {
+    async fn ask(self: &Arc<Self>, slot: &Slot, guest: &Arc<dyn Guest>) {
         match guest.run_state().await {
-            Ok(state) => self.show(slot, state),
+            Ok(state) => {
+                self.show(slot, state);
+                if state == RunState::ShutDown {
+                    self.consider_ended(slot);
+                }
+            }
             Err(error) => warn!(guest = %slot.uid, %error, "the guest does not say what it does"),
         }
     }
 
     /// The guest's process is gone, by its pidfd.
-    fn died(&self, slot: &Slot, guest: &Arc<dyn Guest>) {
+    fn died(self: &Arc<Self>, slot: &Slot, guest: &Arc<dyn Guest>) {
         let noted = slot.here(|here| {
             let same = matches!(&here.process, Process::Alive(current) if Arc::ptr_eq(current, guest));
             if !same || here.ending {
@@ -55,6 +60,7 @@ impl Inner {
             warn!(guest = %slot.uid, "the guest's process is gone");
         }
         self.changed();
+        self.consider_ended(slot);
     }
 }
 
@@ -73,7 +79,10 @@ async fn follow(
         match event {
             Ok(event) => match event.kind {
                 GuestEventKind::Resumed => inner.show(&slot, RunState::Running),
-                GuestEventKind::ShutDown => inner.show(&slot, RunState::ShutDown),
+                GuestEventKind::ShutDown => {
+                    inner.show(&slot, RunState::ShutDown);
+                    inner.consider_ended(&slot);
+                }
                 GuestEventKind::Panicked => inner.show(&slot, RunState::Panicked),
                 GuestEventKind::IoError { .. } => inner.show(&slot, RunState::IoError),
                 GuestEventKind::Stopped => {

@@ -51,6 +51,34 @@ pub enum Standing {
         /// Its process.
         process: ProcessRecord,
     },
+    /// It was transient and has ended by itself. Of what this host had of it only this note is kept, so that an
+    /// order under the same epoch does not start it a second time.
+    Ended {
+        /// Its process, until that is gone for certain.
+        process: Option<ProcessRecord>,
+        /// Since when it had run here, Unix time in microseconds.
+        since_micros: Option<i64>,
+        /// How it ended.
+        ending: Ending,
+        /// How that is known, for people.
+        why: String,
+    },
+}
+
+/// How a transient guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// It powered itself off.
+    PoweredOff,
+    /// Its process is gone, and nothing says that it had powered off.
+    ProcessGone,
+}
+
+impl GuestEntry {
+    /// Whether only the note is left of the guest: its definition is forgotten.
+    pub fn is_forgotten(&self) -> bool {
+        matches!(self.standing, Standing::Ended { .. }) && self.definition.is_empty()
+    }
 }
 
 impl Standing {
@@ -59,6 +87,7 @@ impl Standing {
         match self {
             Self::Launching | Self::LaunchingIncoming { .. } => None,
             Self::Held { process, .. } | Self::Arriving { process, .. } => Some(process),
+            Self::Ended { process, .. } => process.as_ref(),
         }
     }
 
@@ -66,7 +95,7 @@ impl Standing {
     pub fn arriving(&self) -> Option<&Terms> {
         match self {
             Self::LaunchingIncoming { terms } | Self::Arriving { terms, .. } => Some(terms),
-            Self::Launching | Self::Held { .. } => None,
+            Self::Launching | Self::Held { .. } | Self::Ended { .. } => None,
         }
     }
 }

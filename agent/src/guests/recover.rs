@@ -54,6 +54,10 @@ impl Inner {
         let record = self.record(&uid);
         match blocking(move || record.read::<GuestEntry>()).await {
             Ok(None) => Ok(()),
+            Ok(Some(entry)) if entry.is_forgotten() && entry.identity.uid == uid => {
+                *locked.slot.known() = Known::Ended(Box::new(entry));
+                Ok(())
+            }
             Ok(Some(entry)) => match self.understood(&uid, &entry) {
                 Ok(definition) => {
                     *locked.slot.known() = Known::Here(Box::new(Here::new(entry, definition)));
@@ -139,6 +143,25 @@ impl Inner {
                 }
                 Ok(())
             }
+            // Its end was noted and what is left of it was not yet removed.
+            Standing::Ended { process, .. } => {
+                match process {
+                    None => {
+                        slot.here(|here| here.process = Process::Gone("it had ended".into()))?;
+                    }
+                    Some(process) => match self
+                        .hypervisor
+                        .adopt(&slot.uid, &self.directory(&slot.uid), process)
+                        .await
+                    {
+                        Ok(Adoption::Alive(guest)) => self.adopted(slot, &guest).await,
+                        Ok(Adoption::Gone) => self.gone(slot, process),
+                        Ok(Adoption::Unresponsive(why)) => self.silent(slot, why),
+                        Err(error) => self.silent(slot, error.to_string()),
+                    },
+                }
+                Ok(())
+            }
         }
     }
 
@@ -200,7 +223,7 @@ impl Inner {
         }
     }
 
-    fn gone(&self, slot: &Slot, process: &ProcessRecord) {
+    fn gone(self: &Arc<Self>, slot: &Slot, process: &ProcessRecord) {
         let why = if process.boot_id == self.boot_id {
             "it ended while the agent was away"
         } else {
@@ -213,6 +236,7 @@ impl Inner {
             here.note = Some(format!("The guest's process is gone: {why}"));
         });
         self.changed();
+        self.consider_ended(slot);
     }
 
     /// Nothing is known for certain: it is asked again until something is.

@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use super::definition::Definition;
 use super::error::GuestError;
-use super::record::{GuestEntry, Standing};
+use super::record::{Ending, GuestEntry, Standing};
 use super::types::{GuestView, Role};
 use crate::hypervisor::{Guest, RunState};
 use crate::state::StateError;
@@ -26,6 +26,8 @@ pub(super) enum Known {
     Nothing,
     /// Its record cannot be acted on.
     Unreadable(Arc<StateError>),
+    /// It was transient and has ended: this note is all that is left.
+    Ended(Box<GuestEntry>),
     /// It is here.
     Here(Box<Here>),
 }
@@ -76,9 +78,17 @@ impl Slot {
     /// Reads from a guest that is here; `None` if it is not.
     pub(super) fn here<T>(&self, read: impl FnOnce(&mut Here) -> T) -> Result<Option<T>, GuestError> {
         match &mut *self.known() {
-            Known::Nothing => Ok(None),
+            Known::Nothing | Known::Ended(_) => Ok(None),
             Known::Unreadable(error) => Err(GuestError::RecordUnreadable(error.clone())),
             Known::Here(here) => Ok(Some(read(here))),
+        }
+    }
+
+    /// The note of a transient guest that has ended here.
+    pub(super) fn ended(&self) -> Option<GuestEntry> {
+        match &*self.known() {
+            Known::Ended(entry) => Some(entry.as_ref().clone()),
+            Known::Nothing | Known::Unreadable(_) | Known::Here(_) => None,
         }
     }
 }
@@ -111,7 +121,7 @@ impl Here {
 
     pub(super) fn since_micros(&self) -> Option<i64> {
         match &self.entry.standing {
-            Standing::Held { since_micros, .. } => *since_micros,
+            Standing::Held { since_micros, .. } | Standing::Ended { since_micros, .. } => *since_micros,
             Standing::Launching | Standing::LaunchingIncoming { .. } | Standing::Arriving { .. } => None,
         }
     }
@@ -145,6 +155,36 @@ impl Here {
                 "The order carries epoch {given}, and this host still holds the guest under epoch {known}; look at the GuestRecord and at the guest's last migration"
             ))),
         }
+    }
+}
+
+/// How a transient guest that has ended shows in the host's report: as a persistent one that ended in the same way.
+pub(super) fn ended_view(entry: &GuestEntry) -> GuestView {
+    let (state, since_micros, note) = match &entry.standing {
+        Standing::Ended {
+            since_micros,
+            ending,
+            why,
+            ..
+        } => {
+            let state = match ending {
+                Ending::PoweredOff => GuestState::ShutOff,
+                Ending::ProcessGone => GuestState::Crashed,
+            };
+            (state, *since_micros, Some(why.clone()))
+        }
+        Standing::Launching
+        | Standing::Held { .. }
+        | Standing::LaunchingIncoming { .. }
+        | Standing::Arriving { .. } => (GuestState::Unknown, None, None),
+    };
+    GuestView {
+        identity: entry.identity.clone(),
+        epoch: entry.epoch,
+        state,
+        since_micros,
+        role: Role::Held,
+        note,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ use super::journal::{self, Head, Journal, JournalError, Reopened, Role};
 use super::observation;
 use super::source::{self, Message, SourceStart};
 use super::updates::{Publisher, Shown};
-use crate::guests::{Definition, GuestError, GuestIdentity, Held};
+use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
 use crate::hypervisor::{HypervisorError, RunState};
 use crate::server::{Roles, Updates};
 
@@ -161,6 +161,11 @@ impl Migrations {
         self.inner.table().unresolved.values().cloned().collect()
     }
 
+    /// What the journals say of guests. It does not keep the migrations alive.
+    pub fn journals(&self) -> Arc<dyn Journals> {
+        Arc::new(Spokesman(Arc::downgrade(&self.inner)))
+    }
+
     /// The UIDs of migrations that have not ended here.
     pub fn active(&self) -> Vec<String> {
         let table = self.inner.table();
@@ -228,6 +233,30 @@ impl Roles for Migrations {
 
     async fn keep_alive(&self, terms: Terms, path_proven: bool, silence: Duration) -> Result<(), Fault> {
         Self::keep_alive(self, &terms, path_proven, silence)
+    }
+}
+
+/// Says of which guests the journals speak.
+struct Spokesman(Weak<Inner>);
+
+impl Journals for Spokesman {
+    fn speak_of(&self, guest: &str) -> Spoken {
+        match self.0.upgrade().and_then(|inner| inner.busy(guest)) {
+            None => Spoken::Nothing,
+            Some(Busy::Active(_)) => Spoken::Unended,
+            Some(Busy::Unresolved(unresolved)) => match unresolved.reason.as_str() {
+                "JournalNewer" => Spoken::Unread {
+                    newer: true,
+                    message: unresolved.message,
+                },
+                "JournalDamaged" => Spoken::Unread {
+                    newer: false,
+                    message: unresolved.message,
+                },
+                // It is asked again, and its migration protects it meanwhile.
+                _ => Spoken::Unended,
+            },
+        }
     }
 }
 
