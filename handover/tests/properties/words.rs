@@ -125,15 +125,24 @@ pub fn record() -> impl Strategy<Value = RecordView> {
     })
 }
 
-/// A record that decides nothing about this migration: another migration's, another epoch's, or undecided.
+/// A record that decides nothing about this migration: one word of a deciding record is another.
 pub fn foreign_record() -> impl Strategy<Value = RecordView> {
-    record().prop_filter("decides about this migration", |r| {
-        let ours = r.migration.as_deref() == Some("m");
-        let advanced = ours && r.decision == Decision::Committed && r.holder == "d" && r.epoch == 8;
-        let reverted = ours
-            && matches!(r.decision, Decision::Aborted | Decision::Reverted)
-            && r.holder == "s"
-            && r.epoch == 7;
-        !advanced && !reverted
+    let deciding = prop::sample::select(vec![advanced(), reverted()]);
+    (deciding, 0..4_u8, prop::option::of(Just("n".to_owned()))).prop_map(|(record, word, migration)| {
+        match word {
+            0 => RecordView { migration, ..record },
+            1 => RecordView {
+                holder: "t".into(),
+                ..record
+            },
+            2 => RecordView {
+                epoch: record.epoch + 2,
+                ..record
+            },
+            _ => RecordView {
+                decision: Decision::None,
+                ..record
+            },
+        }
     })
 }
