@@ -1,0 +1,49 @@
+//! The main job on real parts, where nothing fails: guests move between hosts because of objects that went through a
+//! real API server, and nothing is left where they were.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod controller;
+mod deletion;
+mod disks;
+mod endings;
+mod moving;
+mod rest;
+mod setting;
+mod traces;
+
+use std::process::ExitCode;
+
+use controller::the_controller_is_killed;
+use deletion::{a_machine_deleted_during_its_migration, a_machine_is_deleted};
+use disks::{a_guest_boots_from_its_disk_and_moves, a_guest_takes_its_interface_along, cached_disks};
+use endings::{a_second_migration_is_refused, cancelled_while_memory_travels, deleted_while_memory_travels};
+use godwit_lab::{LabOptions, cases};
+use moving::{a_busy_guest_is_sealed, a_guest_moves, fifty_moves_in_a_row};
+use rest::nothing_is_written_at_rest;
+
+fn main() -> ExitCode {
+    godwit_lab::cases::main(
+        LabOptions::new("moves"),
+        cases![
+            a_guest_moves,
+            fifty_moves_in_a_row,
+            a_busy_guest_is_sealed,
+            cancelled_while_memory_travels,
+            deleted_while_memory_travels,
+            a_second_migration_is_refused,
+            the_controller_is_killed,
+            a_machine_is_deleted,
+            a_machine_deleted_during_its_migration,
+            a_guest_boots_from_its_disk_and_moves,
+            cached_disks,
+            a_guest_takes_its_interface_along,
+            nothing_is_written_at_rest,
+        ],
+    )
+}
