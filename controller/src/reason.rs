@@ -49,7 +49,8 @@ reasons! {
         HostChosen, HostNotFound, HostNotReady, NoHostFits, InsufficientMemory, MachineTypeMissing, CpuModelMissing,
         Starting, Running, Paused, ShutOff, Crashed, GuestLost, Stopping, HypervisorUnavailable, DefinitionRefused,
         FileMissing, NameTaken, DiskFull, AgentUnreachable, StartUnanswered, HostRebooted, ProcessGone,
-        RecordMissing, RecordConflict, NotNeeded,
+        RecordMissing, RecordConflict, NotNeeded, HypervisorUnresponsive, StaleEpoch, AnotherMigrationActive,
+        NotAllowed, CertificateRejected, ProtocolVersionUnsupported, InternalError, JournalNewer, JournalDamaged,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use godwit_crds::condition::{find_condition, set_condition};
 use godwit_crds::host::HostGuest;
-use godwit_crds::virtual_machine::GuestState;
+use godwit_crds::virtual_machine::{GuestState, Persistence};
 use godwit_crds::{Condition, ConditionStatus, GuestRecordSpec, VirtualMachineHost, VirtualMachineStatus};
 use godwit_crds::{VirtualMachine, VirtualMachineSpec};
 use godwit_protocol::{Category, Fault};
@@ -379,6 +379,8 @@ impl<'a> Page<'a> {
         if since.is_some() {
             self.status.since = since;
         }
+        // While a migration is on its way, its host keeps even a guest that has ended.
+        let forgotten = self.spec().persistence == Persistence::Transient && self.facts.migration.is_none();
         let (status, reason, words) = match state {
             GuestState::Starting => (ConditionStatus::False, Reason::Starting, "The guest is being started.".to_owned()),
             GuestState::Running => (ConditionStatus::True, Reason::Running, format!("The guest runs on {host}.")),
@@ -390,15 +392,30 @@ impl<'a> Page<'a> {
             GuestState::ShutOff => (
                 ConditionStatus::False,
                 Reason::ShutOff,
-                "The guest powered itself off. Delete it, or create it again to start it.".to_owned(),
+                if forgotten {
+                    format!(
+                        "The guest powered itself off. It was transient, so {host} has forgotten its definition. Delete \
+                         it, or create it again to start it."
+                    )
+                } else {
+                    "The guest powered itself off. Delete it, or create it again to start it.".to_owned()
+                },
             ),
             GuestState::Crashed => (
                 ConditionStatus::False,
                 Reason::Crashed,
-                format!(
-                    "The guest's kernel panicked or its process died. Look at its console and hypervisor log on {host}; \
-                     godwit does not start it a second time by itself."
-                ),
+                if forgotten {
+                    format!(
+                        "The guest's kernel panicked or its process died. If it is the process, {host} has forgotten the \
+                         guest, which was transient; else look at its console and hypervisor log there. godwit does not \
+                         start it a second time by itself."
+                    )
+                } else {
+                    format!(
+                        "The guest's kernel panicked or its process died. Look at its console and hypervisor log on \
+                         {host}; godwit does not start it a second time by itself."
+                    )
+                },
             ),
             GuestState::Lost => (
                 ConditionStatus::False,
@@ -415,13 +432,11 @@ impl<'a> Page<'a> {
 
     fn refused(&mut self, fault: &Fault, host: &str) {
         self.status.state = Some(GuestState::Starting);
-        if fault.category == Category::Unavailable
-            && Reason::from_word(&fault.reason) != Some(Reason::HypervisorUnavailable)
-        {
-            let words = format!(
-                "{}. The same host is asked again.",
-                fault.message.trim_end_matches('.')
-            );
+        let said = fault.message.trim_end_matches('.');
+        let reason = Reason::from_word(&fault.reason);
+        // Without a word of its own, such an answer is none: the order may or may not have arrived.
+        if fault.category == Category::Unavailable && reason.is_none_or(|it| it == Reason::AgentUnreachable) {
+            let words = format!("{said}. The same host is asked again.");
             self.condition(
                 "Ready",
                 ConditionStatus::Unknown,
@@ -431,12 +446,23 @@ impl<'a> Page<'a> {
             self.unanswered(host);
             return;
         }
-        let reason = Reason::from_word(&fault.reason).unwrap_or(Reason::DefinitionRefused);
-        let words = format!(
-            "{}. It is tried again on the same host.",
-            fault.message.trim_end_matches('.')
-        );
-        self.condition("Ready", ConditionStatus::False, reason, &words);
+        let reason = reason.unwrap_or(if fault.category == Category::Invalid {
+            Reason::DefinitionRefused
+        } else {
+            Reason::InternalError
+        });
+        let words = format!("{said}. It is tried again on the same host.");
+        // The agent leaves such a guest alone, and knows nothing of what it does.
+        let left_alone = [Reason::JournalNewer, Reason::JournalDamaged].contains(&reason);
+        if left_alone || reason == Reason::HypervisorUnresponsive {
+            self.status.state = Some(GuestState::Unknown);
+            self.condition("Ready", ConditionStatus::Unknown, reason, &words);
+        } else {
+            self.condition("Ready", ConditionStatus::False, reason, &words);
+        }
+        if left_alone {
+            self.needs(reason, &words);
+        }
     }
 
     fn unanswered(&mut self, host: &str) {
@@ -766,6 +792,79 @@ mod tests {
             condition(&verdict, "NeedsDecision"),
             (ConditionStatus::True, "StartUnanswered".into())
         );
+    }
+
+    #[test]
+    fn each_refusal_keeps_its_word_and_an_unknown_one_is_not_the_definitions_fault() {
+        let told = |category, word: &'static str| {
+            let mut world = World::held();
+            world.answer = Some(Answer::Fault(Fault::new(category, word, "so it is")));
+            let verdict = world.judge();
+            (
+                condition(&verdict, "Ready"),
+                condition(&verdict, "NeedsDecision").0,
+            )
+        };
+        let no = |status, word: &str| ((status, word.to_owned()), ConditionStatus::False);
+        let yes = |status, word: &str| ((status, word.to_owned()), ConditionStatus::True);
+        for (category, word) in [
+            (Category::Internal, "InternalError"),
+            (Category::Conflict, "StaleEpoch"),
+            (Category::Conflict, "AnotherMigrationActive"),
+            (Category::Conflict, "RecordConflict"),
+            (Category::Forbidden, "NotAllowed"),
+            (Category::Forbidden, "CertificateRejected"),
+            (Category::Version, "ProtocolVersionUnsupported"),
+            (Category::Unavailable, "DiskFull"),
+            (Category::Unavailable, "HypervisorUnavailable"),
+            (Category::Invalid, "DefinitionRefused"),
+        ] {
+            assert_eq!(told(category, word), no(ConditionStatus::False, word));
+        }
+        assert_eq!(
+            told(Category::Unavailable, "HypervisorUnresponsive"),
+            no(ConditionStatus::Unknown, "HypervisorUnresponsive")
+        );
+        for word in ["JournalNewer", "JournalDamaged"] {
+            assert_eq!(
+                told(Category::Unavailable, word),
+                yes(ConditionStatus::Unknown, word)
+            );
+        }
+        assert_eq!(
+            told(Category::Internal, "Surprise"),
+            no(ConditionStatus::False, "InternalError")
+        );
+        assert_eq!(
+            told(Category::Invalid, "Surprise"),
+            no(ConditionStatus::False, "DefinitionRefused")
+        );
+        assert_eq!(
+            told(Category::Unavailable, "Surprise"),
+            yes(ConditionStatus::Unknown, "AgentUnreachable")
+        );
+    }
+
+    #[test]
+    fn it_is_said_that_the_host_has_forgotten_a_transient_guest() {
+        let message = |persistence, migration| {
+            let mut world = World::reported(GuestState::ShutOff);
+            world.guest.spec.persistence = persistence;
+            world.migration = migration;
+            let verdict = world.judge();
+            assert_eq!(verdict.deed, Deed::None);
+            assert_eq!(
+                condition(&verdict, "Ready"),
+                (ConditionStatus::False, "ShutOff".into())
+            );
+            find_condition(&verdict.status.conditions, "Ready")
+                .unwrap()
+                .message
+                .clone()
+        };
+        assert!(message(Persistence::Transient, None).contains("a has forgotten its definition"));
+        assert!(!message(Persistence::Transient, Some("m")).contains("forgotten"));
+        assert!(!message(Persistence::Persistent, None).contains("forgotten"));
     }
 
     #[test]

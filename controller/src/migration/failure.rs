@@ -283,6 +283,15 @@ mod tests {
     fn a_word_that_is_not_in_the_table_is_not_passed_on() {
         let fault = Fault::new(Category::Internal, "Surprise", "what?");
         assert_eq!(refused(&fault).reason, Reason::InternalError);
+        for word in [
+            "OtherTerms",
+            "OrderTooEarly",
+            "MigrationEnded",
+            "MigrationUnknown",
+        ] {
+            let fault = Fault::new(Category::Conflict, word, "of the driver's concern");
+            assert_eq!(refused(&fault).reason, Reason::InternalError, "{word}");
+        }
         let clues = Clues {
             source: ("Surprise".into(), String::new()),
             ..Clues::default()
