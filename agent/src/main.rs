@@ -23,6 +23,7 @@ use godwit_agent::taps::IpCommand;
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{PeerIdentity, ServerTls};
+use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -186,8 +187,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
         boot_id: boot_id.clone(),
         machine,
         pools,
+        // What lies beyond the calendar does not run out.
+        certificate_expires: Timestamp::try_from(tls.expires()).unwrap_or(Timestamp::MAX),
     };
-    tasks.spawn(Publisher::new(client, host, guests.clone(), health.seen()).run(stop.clone()));
+    let publisher = Publisher::new(client, host, guests.clone(), migrations.clone(), health.seen());
+    tasks.spawn(publisher.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.close();
     let service = AgentService::new(config.host, boot_id, guests, migrations, stop.clone());

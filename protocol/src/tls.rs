@@ -8,6 +8,7 @@ mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
@@ -101,6 +102,7 @@ struct Material {
     roots: Arc<RootCertStore>,
     own: Arc<CertifiedKey>,
     identity: PeerIdentity,
+    expires: SystemTime,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -113,6 +115,7 @@ fn provider() -> Arc<CryptoProvider> {
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     identity: PeerIdentity,
+    expires: SystemTime,
 }
 
 impl ServerTls {
@@ -138,12 +141,18 @@ impl ServerTls {
         Ok(Self {
             config: Arc::new(config),
             identity: material.identity,
+            expires: material.expires,
         })
     }
 
     /// Who this program is, by its certificate.
     pub fn identity(&self) -> &PeerIdentity {
         &self.identity
+    }
+
+    /// When this program's certificate runs out.
+    pub fn expires(&self) -> SystemTime {
+        self.expires
     }
 
     /// The configuration for the next handshake.

@@ -19,6 +19,7 @@ use super::lease::HostLease;
 use super::machine::Machine;
 use super::status::{Facts, in_order, own_part, same_spec, status};
 use crate::guests::Guests;
+use crate::migration::Migrations;
 use crate::pools::Pools;
 
 /// How often the lease is renewed and the host object looked at.
@@ -41,7 +42,9 @@ pub struct Publisher {
     boot_id: String,
     machine: Machine,
     pools: Pools,
+    certificate_expires: Timestamp,
     guests: Guests,
+    migrations: Migrations,
     hypervisor: watch::Receiver<Seen>,
     stopping: bool,
     /// Errors of pools that were said already.
@@ -62,6 +65,8 @@ pub struct HostFacts {
     pub machine: Machine,
     /// Where guests' files lie.
     pub pools: Pools,
+    /// When the agent's certificate runs out.
+    pub certificate_expires: Timestamp,
 }
 
 /// Work that is done again and again, sooner after a failure.
@@ -112,7 +117,13 @@ fn jittered(wait: Duration) -> Duration {
 
 impl Publisher {
     /// A publisher over this client.
-    pub fn new(client: Client, host: HostFacts, guests: Guests, hypervisor: watch::Receiver<Seen>) -> Self {
+    pub fn new(
+        client: Client,
+        host: HostFacts,
+        guests: Guests,
+        migrations: Migrations,
+        hypervisor: watch::Receiver<Seen>,
+    ) -> Self {
         Self {
             hosts: Api::all(client.clone()),
             lease: HostLease::new(client, &host.namespace, &host.name),
@@ -121,7 +132,9 @@ impl Publisher {
             boot_id: host.boot_id,
             machine: host.machine,
             pools: host.pools,
+            certificate_expires: host.certificate_expires,
             guests,
+            migrations,
             hypervisor,
             stopping: false,
             complaints: Vec::new(),
@@ -235,6 +248,8 @@ impl Publisher {
             memory_in_use: self.guests.memory_in_use(),
             hypervisor: self.hypervisor.borrow().clone(),
             state_problem: self.guests.state_problem(),
+            certificate_expires: self.certificate_expires,
+            unresolved: self.migrations.unresolved(),
             stopping: self.stopping,
             pools: published.0,
             guests: self.guests.list(),

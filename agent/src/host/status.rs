@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::health::Seen;
 use super::machine::Machine;
 use crate::guests::{GuestView, Role};
+use crate::migration::Unresolved;
 
 /// The agent answers, its hypervisor works and it can take migrations.
 pub const AGENT_READY: &str = "AgentReady";
@@ -15,8 +16,21 @@ pub const AGENT_READY: &str = "AgentReady";
 pub const HYPERVISOR_BROKEN: &str = "HypervisorBroken";
 /// The state directory takes no writes.
 pub const STATE_UNWRITABLE: &str = "StateUnwritable";
+/// The agent's certificate has run out.
+pub const CERTIFICATE_EXPIRED: &str = "CertificateExpired";
 /// The agent is being stopped.
 pub const SHUTTING_DOWN: &str = "ShuttingDown";
+
+/// The condition that says whether every migration of which a journal speaks could be taken up.
+pub const MIGRATIONS_RESOLVED: &str = "MigrationsResolved";
+/// Each could.
+pub const ALL_RESOLVED: &str = "AllResolved";
+/// A newer version wrote a journal.
+pub const JOURNAL_NEWER: &str = "JournalNewer";
+/// A journal cannot be understood.
+pub const JOURNAL_DAMAGED: &str = "JournalDamaged";
+/// What a migration needs does not answer; it is asked again.
+pub const MIGRATION_WAITS: &str = "MigrationWaits";
 
 const MEBIBYTE: u64 = 1 << 20;
 /// Bounds of the custom resource.
@@ -40,6 +54,10 @@ pub struct Facts {
     pub hypervisor: Seen,
     /// What was wrong when the state directory was last written to.
     pub state_problem: Option<String>,
+    /// When the agent's certificate runs out.
+    pub certificate_expires: Timestamp,
+    /// Migrations that could not be taken up.
+    pub unresolved: Vec<Unresolved>,
     /// The agent is being stopped.
     pub stopping: bool,
     /// The pools that can be used.
@@ -61,7 +79,12 @@ pub fn status(
     let guest_count = i64::try_from(guests.len()).unwrap_or(i64::MAX);
     guests.truncate(GUESTS);
     let mut conditions = observed.conditions.clone();
-    set_condition(&mut conditions, ready(facts, generation.unwrap_or_default(), now));
+    let generation_seen = generation.unwrap_or_default();
+    set_condition(&mut conditions, ready(facts, generation_seen, now));
+    set_condition(
+        &mut conditions,
+        migrations_resolved(&facts.unresolved, generation_seen, now),
+    );
     VirtualMachineHostStatus {
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
         boot_id: Some(facts.boot_id.clone()),
@@ -92,7 +115,8 @@ pub fn status(
 /// The part of a status that is this agent's to write.
 pub fn own_part(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
     let mut own = status.clone();
-    own.conditions.retain(|condition| condition.type_ == "Ready");
+    own.conditions
+        .retain(|condition| ["Ready", MIGRATIONS_RESOLVED].contains(&condition.type_.as_str()));
     own
 }
 
@@ -116,6 +140,15 @@ fn ready(facts: &Facts, generation: i64, now: Timestamp) -> Condition {
             SHUTTING_DOWN,
             "The agent is being stopped; its guests go on".into(),
         )
+    } else if facts.certificate_expires <= now {
+        (
+            ConditionStatus::False,
+            CERTIFICATE_EXPIRED,
+            format!(
+                "The agent's certificate ran out on {}: nobody connects to it any more. Renew it and start the agent anew",
+                facts.certificate_expires.strftime("%Y-%m-%dT%H:%M:%SZ")
+            ),
+        )
     } else if let Some(problem) = &facts.state_problem {
         (
             ConditionStatus::False,
@@ -137,6 +170,44 @@ fn ready(facts: &Facts, generation: i64, now: Timestamp) -> Condition {
     };
     Condition {
         type_: "Ready".into(),
+        status,
+        reason: reason.into(),
+        message: bounded(&message, MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
+/// Whether every migration of which a journal speaks could be taken up, and if not, which guests are left alone.
+fn migrations_resolved(unresolved: &[Unresolved], generation: i64, now: Timestamp) -> Condition {
+    let mut unresolved: Vec<_> = unresolved.iter().collect();
+    unresolved.sort_by(|a, b| a.migration.cmp(&b.migration));
+    // The word for what needs a person comes first.
+    let reason = [JOURNAL_NEWER, JOURNAL_DAMAGED]
+        .into_iter()
+        .find(|word| unresolved.iter().any(|one| one.reason == *word))
+        .unwrap_or(MIGRATION_WAITS);
+    let (status, reason, message) = if unresolved.is_empty() {
+        let words = "Every migration that has not ended here could be taken up";
+        (ConditionStatus::True, ALL_RESOLVED, words.to_owned())
+    } else {
+        let each: Vec<_> = unresolved
+            .iter()
+            .map(|one| {
+                let guest = one.guest.as_deref().map_or_else(
+                    || "its guest is not known".to_owned(),
+                    |guest| format!("guest {guest} is left alone"),
+                );
+                format!(
+                    "migration {} ({guest}): {}: {}",
+                    one.migration, one.reason, one.message
+                )
+            })
+            .collect();
+        (ConditionStatus::False, reason, each.join("; "))
+    };
+    Condition {
+        type_: MIGRATIONS_RESOLVED.into(),
         status,
         reason: reason.into(),
         message: bounded(&message, MESSAGE),
@@ -223,6 +294,8 @@ mod tests {
                 },
             })),
             state_problem: None,
+            certificate_expires: at(3600),
+            unresolved: vec![],
             stopping: false,
             pools: vec![],
             guests: vec![
@@ -306,7 +379,12 @@ mod tests {
         observed.conditions.push(other.clone());
         let new = status(&facts(), &observed, Some(1), at(0));
         assert!(new.conditions.contains(&other));
-        assert_eq!(own_part(&new).conditions.len(), 1);
+        let own: Vec<_> = own_part(&new)
+            .conditions
+            .into_iter()
+            .map(|condition| condition.type_)
+            .collect();
+        assert_eq!(own, ["Ready", MIGRATIONS_RESOLVED]);
     }
 
     #[test]
@@ -322,15 +400,59 @@ mod tests {
             reason(&|f| f.hypervisor = Err("gone".into())),
             reason(&|f| f.state_problem = Some("full".into())),
             reason(&|f| f.stopping = true),
+            reason(&|f| f.certificate_expires = at(0)),
         ];
         assert_eq!(
             reasons,
-            [AGENT_READY, HYPERVISOR_BROKEN, STATE_UNWRITABLE, SHUTTING_DOWN]
+            [
+                AGENT_READY,
+                HYPERVISOR_BROKEN,
+                STATE_UNWRITABLE,
+                SHUTTING_DOWN,
+                CERTIFICATE_EXPIRED
+            ]
         );
         let hosts = table.split("## VirtualMachineHost").nth(1).unwrap();
-        for reason in reasons {
+        let ours = [ALL_RESOLVED, JOURNAL_NEWER, JOURNAL_DAMAGED, MIGRATION_WAITS].map(str::to_owned);
+        for reason in reasons.into_iter().chain(ours) {
             assert!(hosts.contains(&format!("| `{reason}` |")), "{reason}");
         }
+    }
+
+    #[test]
+    fn migrations_that_are_left_alone_are_named_with_their_guests() {
+        let left = |migration: &str, reason: &str, guest: Option<&str>| Unresolved {
+            migration: migration.into(),
+            guest: guest.map(Into::into),
+            reason: reason.into(),
+            message: "why".into(),
+        };
+        let told = |unresolved: &[Unresolved]| migrations_resolved(unresolved, 1, at(0));
+        assert_eq!(
+            (told(&[]).status, told(&[]).reason.as_str()),
+            (ConditionStatus::True, ALL_RESOLVED)
+        );
+        let waits = left("m1", "HypervisorUnresponsive", Some("g1"));
+        let newer = left("m2", JOURNAL_NEWER, Some("g2"));
+        let damaged = left("m3", JOURNAL_DAMAGED, None);
+        assert_eq!(told(std::slice::from_ref(&waits)).reason, MIGRATION_WAITS);
+        assert_eq!(told(&[waits.clone(), damaged.clone()]).reason, JOURNAL_DAMAGED);
+        let all = told(&[damaged.clone(), newer.clone(), waits.clone()]);
+        assert_eq!(
+            (all.status, all.reason.as_str()),
+            (ConditionStatus::False, JOURNAL_NEWER)
+        );
+        assert_eq!(
+            all.message,
+            "migration m1 (guest g1 is left alone): HypervisorUnresponsive: why; \
+             migration m2 (guest g2 is left alone): JournalNewer: why; \
+             migration m3 (its guest is not known): JournalDamaged: why"
+        );
+        assert_eq!(
+            told(&[waits, newer, damaged]),
+            all,
+            "their order means nothing: at rest nothing is written"
+        );
     }
 
     #[test]

@@ -4,15 +4,17 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Material, TlsError, TlsFiles};
-use crate::identity::PeerIdentity;
+use crate::identity::{IdentityError, PeerIdentity};
 
 /// Far more than any bundle of certificates.
 const LARGEST: u64 = 1024 * 1024;
@@ -33,6 +35,10 @@ pub(super) fn read(files: &TlsFiles, provider: &CryptoProvider) -> Result<Materi
         path: files.chain.clone(),
         source,
     })?;
+    let expires = expiry(leaf).ok_or_else(|| TlsError::Identity {
+        path: files.chain.clone(),
+        source: IdentityError::Unreadable,
+    })?;
     let key =
         PrivateKeyDer::from_pem_slice(&bytes(&files.key)?).map_err(|_| missing(&files.key, "private key"))?;
     let own = CertifiedKey::from_der(chain, key, provider).map_err(|source| TlsError::Key {
@@ -44,7 +50,16 @@ pub(super) fn read(files: &TlsFiles, provider: &CryptoProvider) -> Result<Materi
         roots: Arc::new(roots),
         own: Arc::new(own),
         identity,
+        expires,
     })
+}
+
+/// When a certificate has run out.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    // A time before 1970 has passed as well as that instant has.
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 fn missing(path: &Path, expected: &'static str) -> TlsError {
@@ -131,6 +146,12 @@ mod tests {
         let expected = PeerIdentity::Host("a".to_owned());
         assert_eq!(ServerTls::load(&written.files).unwrap().identity(), &expected);
         assert_eq!(ClientTls::load(&written.files).unwrap().identity(), &expected);
+        // The last date that the library which made the certificate knows: the first of January 4096.
+        let expires = ServerTls::load(&written.files).unwrap().expires();
+        assert_eq!(
+            expires,
+            SystemTime::UNIX_EPOCH + Duration::from_secs(67_090_118_400)
+        );
     }
 
     #[test]
