@@ -222,13 +222,14 @@ pub async fn keep_alive(
             }
             Err(fault) => tracing::debug!(%fault, ?role, "a keepalive was not answered"),
         }
-        match role {
-            Role::Destination => sleep(KEEP_ALIVE_EVERY).await,
-            // The source waits for this proof before it stops the guest: it is told at once.
-            Role::Source => tokio::select! {
-                () = sleep(KEEP_ALIVE_EVERY) => {}
-                () = proof.proved.notified() => {}
+        // A new connection is an agent that may have restarted: it knows nothing of the driver until it is told.
+        tokio::select! {
+            () = sleep(KEEP_ALIVE_EVERY) => {}
+            changed = connection.changed() => if changed.is_err() {
+                return;
             },
+            // The source waits for this proof before it stops the guest: it is told at once.
+            () = proof.proved.notified(), if role == Role::Source => {}
         }
     }
 }
