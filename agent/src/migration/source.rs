@@ -381,7 +381,9 @@ impl Runner {
         if observation::ended(run) {
             self.guest_ended(run);
         }
-        if let (true, Some(error)) = (self.stream_known, &status.error) {
+        // A stream that was given up for another reason ends in an error too; that one tells nothing.
+        let given_up = matches!(self.machine.report(), SourceReport::Aborting(_));
+        if let (true, false, Some(error)) = (self.stream_known, given_up, &status.error) {
             self.publisher.note(Note::new("StreamFailed", error));
         }
         let stream = self.stream_known.then_some(&status);
