@@ -1,0 +1,226 @@
+//! A migration of a guest from host 1 to host 2, how far it has come, and the judgement of its end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use godwit_crds::condition::{Condition, ConditionStatus};
+use godwit_crds::migration::{MigrationPhase, VirtualMachineMigrationStatus};
+use godwit_crds::virtual_machine::GuestState;
+use godwit_crds::{GuestRecord, VirtualMachineMigration};
+use godwit_lab::Lab;
+use kube::api::PostParams;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+
+use crate::guest::{Guest, until};
+
+/// A migration.
+pub struct Attempt {
+    pub name: String,
+    pub uid: String,
+}
+
+/// How a migration may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest runs at the source as if nothing had been.
+    Stays,
+    /// The guest runs at the destination.
+    Moved,
+    /// The only valid image died.
+    Lost,
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub end: End,
+    pub reason: String,
+    pub message: String,
+}
+
+impl Attempt {
+    /// Orders the move of a guest to a host.
+    pub async fn order(lab: &Lab, guest: &str, to: &str) -> anyhow::Result<Self> {
+        let object = serde_json::from_value(json!({
+            "apiVersion": "godwit.dev/v1alpha1",
+            "kind": "VirtualMachineMigration",
+            "metadata": {"generateName": "move-", "namespace": "default"},
+            "spec": {
+                "virtualMachine": guest,
+                "destination": {"host": to},
+                "controlFlow": "ManagedDirect",
+                "security": {"require": "None"},
+            },
+        }))?;
+        let made = migrations(lab).create(&PostParams::default(), &object).await?;
+        Ok(Self {
+            name: made.name_any(),
+            uid: made.uid().context("the server gives a UID")?,
+        })
+    }
+
+    pub async fn status(&self, lab: &Lab) -> anyhow::Result<VirtualMachineMigrationStatus> {
+        let object: VirtualMachineMigration = migrations(lab).get(&self.name).await?;
+        Ok(object.status.unwrap_or_default())
+    }
+
+    /// Waits until memory travels, and has begun to arrive.
+    pub async fn streams(&self, lab: &Lab) -> anyhow::Result<()> {
+        let mut last = None;
+        until("memory travels", async || {
+            let status = self.status(lab).await?;
+            last = Some(status.clone());
+            ensure!(
+                status.phase <= Some(MigrationPhase::Perform),
+                "it was too fast: {status:?}"
+            );
+            let figures = status.progress.as_ref();
+            Ok(figures
+                .is_some_and(|figures| figures.transferred_bytes > 0)
+                .then_some(()))
+        })
+        .await
+        .with_context(|| format!("{last:?}"))
+    }
+
+    /// The migration's journal on a host.
+    pub fn journal(&self, lab: &mut Lab, host: usize) -> anyhow::Result<PathBuf> {
+        let directory = lab.host(host)?.directory.join("state/journals");
+        Ok(directory.join(format!("{}.journal", self.uid)))
+    }
+
+    /// Waits for its end. A wait for a decision that lasts is an error: all that these cases break comes back.
+    pub async fn ended(&self, lab: &Lab) -> anyhow::Result<Ended> {
+        let mut last = VirtualMachineMigrationStatus::default();
+        let outcome = until("the migration ends", async || {
+            last = self.status(lab).await?;
+            let is = |name: &str| condition(&last, name).filter(|c| c.status == ConditionStatus::True);
+            if let Some(succeeded) = is("Succeeded") {
+                return Ok(Some(Ended {
+                    end: End::Moved,
+                    reason: succeeded.reason.clone(),
+                    message: succeeded.message.clone(),
+                }));
+            }
+            let Some(failed) = is("Failed") else {
+                return Ok(None);
+            };
+            let Some(failure) = &last.failure else {
+                bail!("Failed without a failure: {last:?}")
+            };
+            ensure!(failure.reason == failed.reason, "two reasons: {last:?}");
+            let lost = ["GuestLost", "SourceHypervisorDied"].contains(&failed.reason.as_str());
+            Ok(Some(Ended {
+                end: if lost { End::Lost } else { End::Stays },
+                reason: failed.reason.clone(),
+                message: failed.message.clone(),
+            }))
+        })
+        .await;
+        let ended = outcome.with_context(|| format!("{}: {last:?}", self.name))?;
+        ensure!(!ended.reason.is_empty() && !ended.message.is_empty(), "{ended:?}");
+        Ok(ended)
+    }
+
+    /// Waits for its end, checks that it is one of `allowed` and that all is as that end says, and removes the guest.
+    pub async fn settles(&self, lab: &mut Lab, guest: Guest, allowed: &[End]) -> anyhow::Result<Ended> {
+        let ended = self.ended(lab).await?;
+        ensure!(
+            allowed.contains(&ended.end),
+            "{ended:?} where only {allowed:?} may be"
+        );
+        self.holds(lab, &guest, &ended)
+            .await
+            .with_context(|| format!("{ended:?}"))?;
+        guest.remove(lab).await.with_context(|| format!("{ended:?}"))?;
+        Ok(ended)
+    }
+
+    /// Checks that all is as the end says.
+    pub async fn holds(&self, lab: &mut Lab, guest: &Guest, ended: &Ended) -> anyhow::Result<()> {
+        match ended.end {
+            End::Stays | End::Moved => {
+                let (here, there, epoch) = if ended.end == End::Moved {
+                    (2, 1, 2)
+                } else {
+                    (1, 2, 1)
+                };
+                let host = format!("h{here}");
+                guest.ticks_at(&host).await?;
+                guest.nothing_left(lab, there).await?;
+                guest.process(lab, here)?;
+                guest.ran_once()?;
+                let record = record(lab, &guest.uid).await?;
+                ensure!(
+                    record.spec.holder == host && record.spec.epoch == epoch,
+                    "the record says {:?}",
+                    record.spec
+                );
+                let seen = until("the VirtualMachine's status tells where it runs", async || {
+                    let status = guest.object(lab).await?.status.unwrap_or_default();
+                    let right = status.host.as_deref() == Some(host.as_str())
+                        && status.state == Some(GuestState::Running)
+                        && status.epoch == Some(epoch);
+                    Ok(right.then_some(()))
+                });
+                seen.await
+            }
+            End::Lost => {
+                guest.state(lab, GuestState::Lost).await?;
+                for number in 1..=lab.hosts.len() {
+                    let left = guest.processes(lab, number)?;
+                    ensure!(
+                        left.is_empty(),
+                        "a lost guest's process on host {number}: {left:?}"
+                    );
+                }
+                guest.ran_once()
+            }
+        }
+    }
+}
+
+pub fn condition<'a>(status: &'a VirtualMachineMigrationStatus, name: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == name)
+}
+
+pub async fn record(lab: &Lab, uid: &str) -> anyhow::Result<GuestRecord> {
+    Ok(Api::<GuestRecord>::all(lab.client()).get(uid).await?)
+}
+
+pub fn migrations(lab: &Lab) -> Api<VirtualMachineMigration> {
+    Api::namespaced(lab.client(), "default")
+}
+
+/// Runs at once when an entry appears in a journal, in a thread of its own: the next entry is a millisecond away.
+pub async fn when_journaled<T: Send + 'static>(
+    journal: PathBuf,
+    entry: &'static str,
+    deed: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let wanted = format!("\"{entry}\"");
+    let wait = tokio::task::spawn_blocking(move || {
+        let deadline = std::time::Instant::now() + crate::guest::PATIENCE;
+        while !std::fs::read(&journal).is_ok_and(|bytes| contains(&bytes, wanted.as_bytes())) {
+            ensure!(
+                std::time::Instant::now() < deadline,
+                "{} holds no {wanted}",
+                journal.display()
+            );
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(deed())
+    });
+    wait.await?
+}
+
+/// Whether a journal holds an entry.
+pub fn journaled(journal: &std::path::Path, entry: &str) -> bool {
+    std::fs::read(journal).is_ok_and(|bytes| contains(&bytes, format!("\"{entry}\"").as_bytes()))
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}

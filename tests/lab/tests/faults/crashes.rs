@@ -1,0 +1,221 @@
+//! Hypervisors and agents killed at either end, in each phase: the guest ends where the table says.
+
+use anyhow::{Context as _, ensure};
+use godwit_lab::processes::{self, Seen};
+use godwit_lab::{Lab, hosts};
+use rustix::process::Signal;
+
+use crate::attempt::{Attempt, End, Ended, journaled, when_journaled};
+use crate::guest::{Guest, until};
+
+/// Slow enough that a busy guest's memory travels for seconds, in Mbit/s.
+const SLOW: u32 = 160;
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    SourceHypervisor,
+    DestinationHypervisor,
+    SourceAgent,
+    DestinationAgent,
+}
+
+impl Victim {
+    fn host(self) -> usize {
+        match self {
+            Self::SourceHypervisor | Self::SourceAgent => 1,
+            Self::DestinationHypervisor | Self::DestinationAgent => 2,
+        }
+    }
+
+    fn find(self, lab: &mut Lab, guest: &Guest) -> anyhow::Result<Seen> {
+        match self {
+            Self::SourceHypervisor | Self::DestinationHypervisor => guest.process(lab, self.host()),
+            Self::SourceAgent | Self::DestinationAgent => agent(lab, self.host()),
+        }
+    }
+
+    /// Starts what was killed again, where that is anybody's to do.
+    fn heal(self, lab: &mut Lab) -> anyhow::Result<()> {
+        match self {
+            Self::SourceHypervisor | Self::DestinationHypervisor => Ok(()),
+            Self::SourceAgent | Self::DestinationAgent => lab.restart_agent(self.host()),
+        }
+    }
+}
+
+fn agent(lab: &mut Lab, host: usize) -> anyhow::Result<Seen> {
+    let agent = lab.host(host)?.agent().context("no agent")?;
+    let pid = i32::try_from(agent.pid())?;
+    processes::look(pid).context("the agent had ended")
+}
+
+fn controller(lab: &mut Lab) -> anyhow::Result<Seen> {
+    let pid = i32::try_from(lab.controller().context("no controller")?.pid())?;
+    processes::look(pid).context("the controller had ended")
+}
+
+/// Kills it, and waits until it is gone.
+fn kill(seen: &Seen) -> anyhow::Result<()> {
+    ensure!(processes::signal(seen, Signal::KILL), "{seen:?} had gone");
+    let left = processes::kill(std::slice::from_ref(seen));
+    ensure!(left.is_empty(), "still there: {left:?}");
+    Ok(())
+}
+
+/// While memory travels.
+async fn in_pre_copy(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+    let guest = Guest::start_busy(lab).await?;
+    lab.network.shape(1, Some(SLOW))?;
+    let outcome = async {
+        let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+        attempt.streams(lab).await?;
+        kill(&victim.find(lab, &guest)?)?;
+        let journal = attempt.journal(lab, 1)?;
+        ensure!(!journaled(&journal, "Sealed"), "the guest was stopped already");
+        victim.heal(lab)?;
+        anyhow::Ok(attempt)
+    }
+    .await;
+    if allowed.contains(&End::Moved) {
+        lab.wait_until_ready().await?;
+    }
+    lab.network.shape(1, None)?;
+    outcome?.settles(lab, guest, allowed).await
+}
+
+/// How the source comes to its switchover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seal {
+    /// The guest is stopped while the stream is active: it is busy, so there is always something left.
+    Sealed,
+    /// The hypervisor finds nothing left to wait for: the guest is idle.
+    Unsealed,
+}
+
+/// The guest is stopped and loaded, and the word of that does not get through: the controller, which passes it on,
+/// stands still.
+async fn before_go(lab: &mut Lab, seal: Seal, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+    let (guest, entry) = match seal {
+        Seal::Sealed => {
+            let guest = Guest::start_busy(lab).await?;
+            lab.network.shape(1, Some(SLOW))?;
+            (guest, "Sealed")
+        }
+        Seal::Unsealed => (Guest::start(lab).await?, "Intent"),
+    };
+    let controller = controller(lab)?;
+    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let stop = controller.clone();
+    when_journaled(attempt.journal(lab, 1)?, entry, move || {
+        processes::signal(&stop, Signal::STOP)
+    })
+    .await?;
+    lab.network.shape(1, None)?;
+    let outcome = async {
+        loaded(lab).await?;
+        let journal = attempt.journal(lab, 1)?;
+        ensure!(!journaled(&journal, "GoSent"), "Go was said already");
+        ensure!(
+            journaled(&journal, "Sealed") == (seal == Seal::Sealed),
+            "the source is not {seal:?}"
+        );
+        kill(&victim.find(lab, &guest)?)?;
+        if victim == Victim::DestinationHypervisor {
+            // Until its agent knows, a Go that arrives would be given to a dead process.
+            let journal = attempt.journal(lab, 2)?;
+            when_journaled(journal, "RevertIntent", || {}).await?;
+        }
+        victim.heal(lab)
+    }
+    .await;
+    processes::signal(&controller, Signal::CONT);
+    outcome?;
+    attempt.settles(lab, guest, allowed).await
+}
+
+/// Waits until no stream comes in at host 2 any more.
+async fn loaded(lab: &mut Lab) -> anyhow::Result<()> {
+    let host = lab.host(2)?;
+    until("the guest is loaded", async || {
+        Ok((streams(host)? == 0).then_some(()))
+    })
+    .await
+}
+
+/// How many connections there are to a host's migration ports.
+fn streams(host: &hosts::Host) -> anyhow::Result<usize> {
+    let output = host
+        .command(std::path::Path::new("cat"))
+        .arg("/proc/net/tcp")
+        .output()?;
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (first, last) = hosts::MIGRATION_PORTS;
+    let ports = table.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+        (state == "01").then_some(port)
+    });
+    Ok(ports.filter(|port| (first..=last).contains(port)).count())
+}
+
+pub async fn source_hypervisor_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
+    in_pre_copy(lab, Victim::SourceHypervisor, &[End::Lost]).await?;
+    Ok(())
+}
+
+pub async fn destination_hypervisor_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
+    in_pre_copy(lab, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    Ok(())
+}
+
+pub async fn source_agent_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
+    in_pre_copy(lab, Victim::SourceAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_agent_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
+    in_pre_copy(lab, Victim::DestinationAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn source_hypervisor_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Sealed, Victim::SourceHypervisor, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn source_hypervisor_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Unsealed, Victim::SourceHypervisor, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_hypervisor_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Sealed, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    Ok(())
+}
+
+pub async fn destination_hypervisor_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Unsealed, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    Ok(())
+}
+
+pub async fn source_agent_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Sealed, Victim::SourceAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn source_agent_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Unsealed, Victim::SourceAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_agent_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Sealed, Victim::DestinationAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_agent_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
+    before_go(lab, Seal::Unsealed, Victim::DestinationAgent, &[End::Moved]).await?;
+    Ok(())
+}
