@@ -59,6 +59,7 @@ impl Driver {
             source: SideView::Unheard,
             destination: SideView::Unheard,
             record: None,
+            channel: None,
             give_up: None,
             phase: Phase::Begin,
         }
@@ -91,7 +92,12 @@ impl Driver {
         match event {
             DriverEvent::Cancel => next.cancel = true,
             DriverEvent::Source(report) => next.source = view(report),
-            DriverEvent::Destination(report) => next.destination = view(report),
+            DriverEvent::Destination(report) => {
+                if let Some(DestinationReport::Prepared(channel)) = &report {
+                    next.channel = Some(channel.clone());
+                }
+                next.destination = view(report);
+            }
             DriverEvent::Record(record) => next.record = Some(record),
             DriverEvent::OrderFailed(cause) => next.give_up = next.give_up.or(Some(cause)),
         }
@@ -288,11 +294,14 @@ impl Driver {
             SideView::Unheard | SideView::Reported(DestinationReport::Preparing) => {
                 Next::wait(Wait::Destination)
             }
-            // The reports of two hosts cross: the source's next one says that it streams. Should its agent have
-            // been restarted between the connection and the stream, the connection went with it; the destination
-            // then gives up by itself.
+            // The reports of two hosts cross: the source's next one says that it streams, and then a repeated order
+            // does nothing. Should its agent have been restarted between the connection and the stream, it finds
+            // the channel used up and gives up.
             SideView::Reported(DestinationReport::Receiving | DestinationReport::Loaded) => {
-                Next::wait(Wait::Source)
+                match &self.channel {
+                    Some(channel) => Next::order_source(DriverEffect::Perform(channel.clone())),
+                    None => Next::order_source(DriverEffect::AbortSource(Cause::StreamFailed)),
+                }
             }
             SideView::Reported(
                 DestinationReport::Blocked

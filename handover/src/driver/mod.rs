@@ -20,6 +20,8 @@ pub struct Driver {
     pub(crate) source: SideView<SourceReport>,
     pub(crate) destination: SideView<DestinationReport>,
     pub(crate) record: Option<RecordView>,
+    /// The channel that the destination last offered.
+    pub(crate) channel: Option<Channel>,
     pub(crate) give_up: Option<Cause>,
     pub(crate) phase: Phase,
 }

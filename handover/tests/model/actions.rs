@@ -415,6 +415,14 @@ impl Migration {
                     stream_active: active,
                 })
             }
+            SourceTodo::StartAfterConnect => {
+                if w.source.alive && w.destination.alive {
+                    w.source.stream = StreamFact::Active;
+                    Some(SourceEvent::StreamStarted)
+                } else {
+                    Some(SourceEvent::StreamNotStarted(Cause::StreamFailed))
+                }
+            }
             SourceTodo::Effect(effect) => match effect {
                 SourceEffect::Journal(_) if w.source_agent.journal_broken => Some(SourceEvent::JournalFailed),
                 SourceEffect::Journal(entry) => {
@@ -429,10 +437,10 @@ impl Migration {
                     let d = &mut w.destination;
                     if listening && d.alive && !d.connected && w.source.alive {
                         d.connected = true;
-                        w.source.stream = StreamFact::Active;
                         // The agent itself took the connection, so it knows before the hypervisor does.
                         w.feed_destination(DestinationEvent::Connected);
-                        Some(SourceEvent::StreamStarted)
+                        w.source_agent.todo.push(SourceTodo::StartAfterConnect);
+                        None
                     } else {
                         Some(SourceEvent::StreamNotStarted(Cause::StreamFailed))
                     }
@@ -528,7 +536,7 @@ impl Migration {
 
 fn at_once(todo: &SourceTodo) -> bool {
     match todo {
-        SourceTodo::LookAfterPause => false,
+        SourceTodo::LookAfterPause | SourceTodo::StartAfterConnect => false,
         SourceTodo::Effect(effect) => match effect {
             SourceEffect::Journal(entry) => match entry {
                 SourceEntry::Begun { .. }
