@@ -42,6 +42,8 @@ pub enum Action {
     PeerGone,
     // Faults: each costs one of the budget.
     SourceAgentCrash,
+    /// Between the opening of the channel and the start of the stream: the hypervisor keeps the channel open.
+    SourceAgentCrashAfterConnect,
     DestinationAgentCrash,
     SourceAgentRestart,
     DestinationAgentRestart,
@@ -64,6 +66,7 @@ impl Action {
     pub fn is_fault(&self) -> bool {
         match self {
             Action::SourceAgentCrash
+            | Action::SourceAgentCrashAfterConnect
             | Action::DestinationAgentCrash
             | Action::DriverRestart
             | Action::SourceProcessDies
@@ -234,6 +237,10 @@ impl Migration {
     fn faults(&self, w: &World, actions: &mut Vec<Action>) {
         if w.source_agent.up {
             actions.push(Action::SourceAgentCrash);
+            let starts = |todo: &SourceTodo| matches!(todo, SourceTodo::Effect(SourceEffect::StartStream(_)));
+            if w.source_agent.todo.first().is_some_and(starts) {
+                actions.push(Action::SourceAgentCrashAfterConnect);
+            }
             if w.source_agent.machine.is_some() {
                 actions.push(Action::DriverSilent);
                 actions.push(Action::PathLost);
@@ -334,6 +341,10 @@ impl Migration {
                 w.run_source();
             }
             Action::SourceAgentCrash => w.source_agent.crash(),
+            Action::SourceAgentCrashAfterConnect => {
+                connect(&mut w);
+                w.source_agent.crash();
+            }
             Action::DestinationAgentCrash => w.destination_agent.crash(),
             Action::SourceAgentRestart => w.restart_source_agent(),
             Action::DestinationAgentRestart => w.restart_destination_agent(),
@@ -415,14 +426,6 @@ impl Migration {
                     stream_active: active,
                 })
             }
-            SourceTodo::StartAfterConnect => {
-                if w.source.alive && w.destination.alive {
-                    w.source.stream = StreamFact::Active;
-                    Some(SourceEvent::StreamStarted)
-                } else {
-                    Some(SourceEvent::StreamNotStarted(Cause::StreamFailed))
-                }
-            }
             SourceTodo::Effect(effect) => match effect {
                 SourceEffect::Journal(_) if w.source_agent.journal_broken => Some(SourceEvent::JournalFailed),
                 SourceEffect::Journal(entry) => {
@@ -431,16 +434,9 @@ impl Migration {
                     (!silent).then_some(SourceEvent::Journaled(entry))
                 }
                 SourceEffect::StartStream(_) => {
-                    // The listener is the agent's: it is there only while the agent is, and waits.
-                    let listening = w.destination_agent.up
-                        && matches!(w.destination_report(), Some(DestinationReport::Prepared(_)));
-                    let d = &mut w.destination;
-                    if listening && d.alive && !d.connected && w.source.alive {
-                        d.connected = true;
-                        // The agent itself took the connection, so it knows before the hypervisor does.
-                        w.feed_destination(DestinationEvent::Connected);
-                        w.source_agent.todo.push(SourceTodo::StartAfterConnect);
-                        None
+                    if connect(w) {
+                        w.source.stream = StreamFact::Active;
+                        Some(SourceEvent::StreamStarted)
                     } else {
                         Some(SourceEvent::StreamNotStarted(Cause::StreamFailed))
                     }
@@ -534,9 +530,22 @@ impl Migration {
     }
 }
 
+/// Opens the channel. The listener is the agent's: it is there only while the agent is, and waits.
+fn connect(w: &mut World) -> bool {
+    let listening =
+        w.destination_agent.up && matches!(w.destination_report(), Some(DestinationReport::Prepared(_)));
+    let open = listening && w.destination.alive && !w.destination.connected && w.source.alive;
+    if open {
+        w.destination.connected = true;
+        // The agent itself took the connection, so it knows before the hypervisor does.
+        w.feed_destination(DestinationEvent::Connected);
+    }
+    open
+}
+
 fn at_once(todo: &SourceTodo) -> bool {
     match todo {
-        SourceTodo::LookAfterPause | SourceTodo::StartAfterConnect => false,
+        SourceTodo::LookAfterPause => false,
         SourceTodo::Effect(effect) => match effect {
             SourceEffect::Journal(entry) => match entry {
                 SourceEntry::Begun { .. }

@@ -73,8 +73,6 @@ pub enum SourceTodo {
     Effect(SourceEffect),
     /// The second look of a pause: the hypervisor may have moved on since the first.
     LookAfterPause,
-    /// The channel is open and the hypervisor holds it; the stream is not started yet.
-    StartAfterConnect,
 }
 
 /// An order that was sent; once sent it may arrive any number of times, at any time, or never.
