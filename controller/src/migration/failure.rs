@@ -34,6 +34,10 @@ pub fn given_up(cause: Cause, clues: &Clues, terms: &Terms) -> Failed {
     if let Some(own) = &clues.own {
         return own.clone();
     }
+    // The source gave up because of its driver, and with that the stream: what the hypervisors say of it is an effect.
+    if matches!(cause, Cause::DriverSilent | Cause::PathNotProven) {
+        return tell(word_of(cause), meaning(cause));
+    }
     let first_source = match cause {
         Cause::DestinationFailed | Cause::DestinationDied | Cause::Reverted => false,
         Cause::Cancelled
@@ -277,6 +281,22 @@ mod tests {
             "{}",
             failed.message
         );
+    }
+
+    #[test]
+    fn a_stream_that_broke_because_it_was_given_up_is_no_reason() {
+        let clues = Clues {
+            destination: ("StreamFailed".into(), "load of migration failed".into()),
+            ..Clues::default()
+        };
+        for (cause, reason) in [
+            (Cause::DriverSilent, Reason::DriverLost),
+            (Cause::PathNotProven, Reason::AgentUnreachable),
+        ] {
+            let failed = given_up(cause, &clues, &terms());
+            assert_eq!(failed.reason, reason);
+            assert!(failed.message.starts_with(meaning(cause)), "{}", failed.message);
+        }
     }
 
     #[test]
