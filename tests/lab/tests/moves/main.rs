@@ -19,7 +19,7 @@ mod traces;
 
 use std::process::ExitCode;
 
-use controller::the_controller_is_killed;
+use controller::{no_guest_is_stopped_without_a_controller, the_controller_is_killed};
 use deletion::{a_machine_deleted_during_its_migration, a_machine_is_deleted};
 use disks::{a_guest_boots_from_its_disk_and_moves, a_guest_takes_its_interface_along, cached_disks};
 use endings::{a_second_migration_is_refused, cancelled_while_memory_travels, deleted_while_memory_travels};
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
             deleted_while_memory_travels,
             a_second_migration_is_refused,
             the_controller_is_killed,
+            no_guest_is_stopped_without_a_controller,
             a_machine_is_deleted,
             a_machine_deleted_during_its_migration,
             a_guest_boots_from_its_disk_and_moves,

@@ -112,7 +112,7 @@ pub struct Holdings {
     threads: usize,
     processes: usize,
     ports: Vec<u16>,
-    files: usize,
+    files: Vec<PathBuf>,
 }
 
 impl Holdings {
@@ -121,16 +121,18 @@ impl Holdings {
         let agent = host.agent().context("the agent does not run")?.pid();
         let count =
             |what: &str| Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{agent}/{what}"))?.count());
-        let files = host.files()?;
+        let mut files = host.files()?;
+        files.retain(|file| {
+            // What the agent writes to see that it can: now and then, one file.
+            let probe = file.file_name().is_some_and(|name| name == "probe");
+            !probe && file.extension().is_none_or(|word| word != "journal")
+        });
         Ok(Self {
             descriptors: count("fd")?,
             threads: count("task")?,
             processes: host.processes().len(),
             ports: host.listening()?,
-            files: files
-                .iter()
-                .filter(|file| file.extension().is_none_or(|word| word != "journal"))
-                .count(),
+            files,
         })
     }
 
@@ -141,12 +143,13 @@ impl Holdings {
             ("descriptors", self.descriptors, before.descriptors),
             ("processes", self.processes, before.processes),
             ("ports", self.ports.len(), before.ports.len()),
-            ("files", self.files, before.files),
         ] {
             if now > then {
                 beyond.push(format!("{what}: {then} became {now}"));
             }
         }
+        let new = self.files.iter().filter(|file| !before.files.contains(file));
+        beyond.extend(new.map(|file| file.display().to_string()));
         // The runtime starts threads for file work as it needs them and ends them when they have been idle.
         if self.threads > before.threads + 10 {
             beyond.push(format!("threads: {} became {}", before.threads, self.threads));
