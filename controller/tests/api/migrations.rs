@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use godwit_crds::{Decision, VirtualMachine, VirtualMachineMigration};
+use godwit_crds::condition::find_condition;
+use godwit_crds::{ConditionStatus, Decision, VirtualMachine, VirtualMachineMigration};
 use godwit_protocol::{Category, Fault};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -156,6 +157,51 @@ async fn a_migration_is_cancelled_by_word_and_by_deletion() {
         (record.holder.as_str(), record.decision),
         (world.hosts["a"].as_str(), Decision::Aborted)
     );
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_cancellation_after_the_handover_has_begun_is_told_to_come_too_late() {
+    use godwit_handover::{DestinationReport, SourceReport};
+    use godwit_protocol::Side;
+    let world = World::new().await;
+    world.running_guest("web").await;
+    world.agents["a"].agent.script.lock().unwrap().endless = true;
+    let api = world.api::<VirtualMachineMigration>();
+    world.migrate("late", "web", &world.hosts["b"]).await;
+    world.until_phase("late", "Perform").await;
+    let migration = api.get("late").await.unwrap().uid().unwrap();
+    let switching = SourceReport::Switching {
+        sealed: true,
+        ready: false,
+    };
+    let source = world.agents["a"].agent.updates(&migration);
+    source.send_modify(|update| update.side = Some(Side::Source(switching)));
+
+    let cancel = Patch::Merge(json!({ "spec": { "cancel": true } }));
+    api.patch("late", &PatchParams::default(), &cancel).await.unwrap();
+    let late = |status: &godwit_crds::VirtualMachineMigrationStatus| {
+        find_condition(&status.conditions, "Cancelled").is_some_and(|cancelled| {
+            cancelled.status == ConditionStatus::False && cancelled.reason == "CancelTooLate"
+        })
+    };
+    world
+        .until::<VirtualMachineMigration>("late", |migration| {
+            migration
+                .status
+                .as_ref()
+                .filter(|status| late(status))
+                .map(|_| migration.clone())
+        })
+        .await;
+
+    // It goes on, and ends as if nobody had asked.
+    let destination = world.agents["b"].agent.updates(&migration);
+    destination.send_modify(|update| update.side = Some(Side::Destination(DestinationReport::Loaded)));
+    let status = world.until_phase("late", "Succeeded").await;
+    assert!(late(&status), "{:?}", status.conditions);
+    assert_eq!(world.orders("a"), ["Begin", "Perform", "Ready", "Confirm"]);
     world.end().await;
 }
 
