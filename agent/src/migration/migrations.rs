@@ -16,7 +16,7 @@ use godwit_handover::{
 };
 use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Update};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,6 +39,10 @@ const BETWEEN_PRUNES: Duration = Duration::from_secs(3600);
 /// How long an order waits for what it is answered with; less than the caller waits. After it the order counts as
 /// taken, and the watch tells how it goes on.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(4);
+/// How long an order waits for the guest's last migration to tidy up; together with the above less than the caller
+/// waits in the usual case, and a repetition does no harm in the other.
+const TIDYING: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What the migrations need to know about their host.
 #[derive(Clone, Debug)]
@@ -374,7 +378,25 @@ impl Inner {
         }
     }
 
+    /// An order of a later epoch proves that the guest's last migration was decided: what this host still has to
+    /// tidy up after it is waited for, not refused.
+    async fn let_last_one_end(&self, terms: &Terms) {
+        let ending = || {
+            let table = self.table();
+            let mut of_guest = table
+                .known
+                .values()
+                .filter(|entry| entry.terms.guest == terms.guest);
+            of_guest.any(|entry| !entry.is_over() && entry.terms.epoch < terms.epoch)
+        };
+        let deadline = Instant::now() + TIDYING;
+        while ending() && Instant::now() < deadline {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     async fn begin(self: &Arc<Self>, terms: &Terms, max_downtime: Duration) -> Result<OrderAnswer, Fault> {
+        self.let_last_one_end(terms).await;
         let admission = self.admission.lock().await;
         let known = self
             .table()
@@ -461,6 +483,7 @@ impl Inner {
         guest: GuestName,
         definition: &[u8],
     ) -> Result<OrderAnswer, Fault> {
+        self.let_last_one_end(terms).await;
         let admission = self.admission.lock().await;
         let known = self.table().known.contains_key(&terms.migration);
         if known {
