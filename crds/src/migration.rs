@@ -260,6 +260,11 @@ pub struct Progress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub estimated_seconds: Option<i64>,
+    /// For how long the hypervisor has been sending by its own clock, in milliseconds; at the end, from the order to
+    /// send until the destination had all of it. What the migration took beyond that is godwit's share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub hypervisor_millis: Option<i64>,
     /// `transferredBytes`, for people.
     #[schemars(length(max = 24))]
     pub transferred: String,

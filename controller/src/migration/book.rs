@@ -92,9 +92,9 @@ impl Book {
         timeline::enter(&mut self.status.timeline, phase, &rfc3339(now));
     }
 
-    /// New figures of the stream.
-    pub fn progress(&mut self, figures: &Figures, budget: Duration) {
-        self.status.progress = Some(progress::progress(figures, budget));
+    /// New figures of the stream, and the time that the hypervisor has taken for it so far.
+    pub fn progress(&mut self, figures: &Figures, hypervisor_millis: Option<u64>, budget: Duration) {
+        self.status.progress = Some(progress::progress(figures, hypervisor_millis, budget));
     }
 
     /// How long the guest was stopped, once it is known.
@@ -490,7 +490,7 @@ mod tests {
             remaining_bytes: 50,
             ..Figures::default()
         };
-        book.progress(&figures, Duration::from_millis(300));
+        book.progress(&figures, None, Duration::from_millis(300));
         assert!(only_figures_differ(&before, &book.status));
         assert_eq!(notices(&before, &book.status), []);
         book.enter(Phase::Perform, at(2));

@@ -314,7 +314,8 @@ impl Drive {
         if role == Role::Source
             && let Some(figures) = &update.progress
         {
-            self.book.progress(figures, self.budget);
+            self.book
+                .progress(figures, update.hypervisor_total_millis, self.budget);
         }
         self.side(role).last = update;
         self.look_at_times();

@@ -9,8 +9,8 @@ use godwit_protocol::Progress as Figures;
 /// is for devices and the handover itself.
 const MEMORY_SHARE_PERCENT: u128 = 80;
 
-/// The figures as they stand in a status.
-pub fn progress(figures: &Figures, budget: Duration) -> Progress {
+/// The figures as they stand in a status, with the time that the hypervisor has taken so far.
+pub fn progress(figures: &Figures, hypervisor_millis: Option<u64>, budget: Duration) -> Progress {
     Progress {
         percent: percent(figures.total_bytes, figures.remaining_bytes),
         total_bytes: whole(figures.total_bytes),
@@ -20,6 +20,7 @@ pub fn progress(figures: &Figures, budget: Duration) -> Progress {
         bytes_per_second: whole(figures.bytes_per_second),
         iteration: whole(figures.iteration),
         estimated_seconds: estimated_seconds(figures, budget),
+        hypervisor_millis: hypervisor_millis.map(whole),
         transferred: bytes(figures.transferred_bytes),
         speed: format!("{}/s", bytes(figures.bytes_per_second)),
     }
@@ -130,14 +131,19 @@ mod tests {
         assert_eq!(percent(1000, 580), "42 %");
         assert_eq!(percent(1000, 0), "99 %");
         assert_eq!(percent(1000, 2000), "0 %");
-        let done = complete(progress(&figures(1000, 10, 10, 0), Duration::from_millis(300)));
+        let done = complete(progress(
+            &figures(1000, 10, 10, 0),
+            Some(77),
+            Duration::from_millis(300),
+        ));
         assert_eq!(
             (
                 done.percent.as_str(),
                 done.remaining_bytes,
-                done.estimated_seconds
+                done.estimated_seconds,
+                done.hypervisor_millis
             ),
-            ("100 %", 0, None)
+            ("100 %", 0, None, Some(77))
         );
     }
 
