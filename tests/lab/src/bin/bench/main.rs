@@ -1,0 +1,160 @@
+//! `make bench`: measures godwit on real parts, prints a table, and writes `target/bench/results.json`.
+//!
+//! Godwit's programs are those built with the same profile as this one: measure with the optimised ones. What is
+//! compared with QEMU alone is compared within one run, in turn, on the same hosts and the same link.
+
+mod by_hand;
+mod downtime;
+mod overhead;
+mod qmp;
+mod rest;
+mod rows;
+mod setting;
+mod throughput;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Parser;
+use godwit_lab::{Lab, LabOptions, cache};
+
+use rows::Row;
+
+/// Measures godwit and compares with the targets.
+#[derive(Parser)]
+#[command(
+    name = "bench",
+    after_help = "Exit codes: 0 all targets are met (with --quick: all was measured); 1 one is missed, or it could not be measured; 2 wrong arguments."
+)]
+struct Arguments {
+    /// A few rounds of each, in a minute: that everything can be measured, not how it comes out.
+    #[arg(long)]
+    quick: bool,
+    /// Only this measurement; may be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Measurement>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Measurement {
+    /// Memory and API writes while nothing happens.
+    Rest,
+    /// What godwit adds around QEMU's own time.
+    Overhead,
+    /// Speed against QMP by hand.
+    Throughput,
+    /// Downtime against QMP by hand.
+    Downtime,
+}
+
+/// How much of each there is.
+struct Extent {
+    overhead: usize,
+    throughput: usize,
+    downtime: usize,
+    settle: Duration,
+    rest: Duration,
+}
+
+const FULL: Extent = Extent {
+    overhead: 25,
+    throughput: 11,
+    downtime: 21,
+    settle: Duration::from_secs(15),
+    rest: Duration::from_secs(60),
+};
+
+const QUICK: Extent = Extent {
+    overhead: 2,
+    throughput: 1,
+    downtime: 2,
+    settle: Duration::from_secs(3),
+    rest: Duration::from_secs(5),
+};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = bench(&arguments) => outcome,
+                _ = tokio::signal::ctrl_c() => bail!("interrupted; what was started is being taken down"),
+            }
+        })
+    });
+    match outcome {
+        Ok(holds) if holds || arguments.quick => ExitCode::SUCCESS,
+        Ok(_) => {
+            eprintln!("bench: a target is missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says whether all targets are met.
+async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
+    let extent = if arguments.quick { QUICK } else { FULL };
+    let wanted = |measurement| arguments.only.is_empty() || arguments.only.contains(&measurement);
+    let begun = Instant::now();
+    println!("{}", machine()?);
+    let mut lab = Lab::start(LabOptions::new("bench")).await?;
+    for skipped in lab.network.skipped() {
+        println!("{skipped}");
+    }
+    let mut rows: Vec<Row> = Vec::new();
+    if wanted(Measurement::Rest) {
+        say("memory at rest");
+        rows.extend(rest::memory(&mut lab, extent.settle).await?);
+    }
+    if wanted(Measurement::Overhead) {
+        say(&format!("overhead: {} migrations", extent.overhead + 1));
+        rows.extend(overhead::measure(&lab, extent.overhead).await?);
+    }
+    if wanted(Measurement::Downtime) {
+        say(&format!("downtime: 2 × {} migrations", extent.downtime + 1));
+        rows.extend(downtime::measure(&lab, extent.downtime).await?);
+    }
+    if wanted(Measurement::Throughput) {
+        say(&format!(
+            "throughput: 2 × {} migrations of 1 GiB",
+            2 * extent.throughput + 1
+        ));
+        rows.extend(throughput::measure(&lab, extent.throughput).await?);
+    }
+    if wanted(Measurement::Rest) {
+        say("API writes at rest");
+        rows.extend(rest::writes(&lab, extent.settle, extent.rest).await?);
+    }
+    lab.stop().await?;
+    let path = cache::workspace().join("target/bench/results.json");
+    rows::write(&rows, &path)?;
+    println!("\n{}", rows::table(&rows));
+    if arguments.quick {
+        println!("These are too few rounds to judge by.");
+    }
+    println!(
+        "{}; {:.0} s; {}",
+        machine()?,
+        begun.elapsed().as_secs_f64(),
+        path.display()
+    );
+    Ok(rows.iter().all(|row| row.holds != Some(false)))
+}
+
+fn say(what: &str) {
+    println!("measuring {what}");
+}
+
+/// The machine in a line: what the figures depend on.
+fn machine() -> anyhow::Result<String> {
+    let cores = std::thread::available_parallelism()?;
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split_whitespace().next().unwrap_or("unknown");
+    Ok(format!("{cores} cores, load {load}"))
+}
