@@ -121,7 +121,9 @@ impl QemuGuest {
     /// A closed connection may mean a process that is about to be gone.
     async fn judge(&self, error: QmpError) -> HypervisorError {
         match error {
-            QmpError::Closed if timeout(SETTLE, self.process.ended()).await.is_ok() => HypervisorError::Died,
+            QmpError::Closed if matches!(timeout(SETTLE, self.process.ended()).await, Ok(Ok(_))) => {
+                HypervisorError::Died
+            }
             error @ (QmpError::Closed
             | QmpError::Deadline { .. }
             | QmpError::Refused { .. }
@@ -243,18 +245,21 @@ impl Guest for QemuGuest {
             RunState::Running => return Ok(()),
             // QEMU would take it, and run the guest by itself once it is loaded.
             RunState::Incoming => return Err(refused("cont", "the guest has not been received yet")),
-            RunState::Paused
-            | RunState::StoppedForMigration
-            | RunState::ShutDown
-            | RunState::Panicked
-            | RunState::IoError
-            | RunState::Broken => {}
+            // QEMU would take it from some of these, and nobody lets a guest run that has come to an end of its own.
+            RunState::ShutDown | RunState::Panicked | RunState::IoError | RunState::Broken => {
+                return Err(refused(
+                    "cont",
+                    &format!("the guest has stopped by itself ({before})"),
+                ));
+            }
+            RunState::Paused | RunState::StoppedForMigration => {}
         }
         self.call(Command::new("cont")).await?;
         match self.run_state().await? {
-            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => {
-                Err(refused("cont", "the guest does not run"))
-            }
+            // QEMU took it, so it may have run: this is no refusal.
+            RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => Err(
+                HypervisorError::Protocol("the guest does not run after an accepted cont".into()),
+            ),
             // It may have run, and stopped for a reason of its own.
             RunState::Running
             | RunState::ShutDown
@@ -273,11 +278,12 @@ impl Guest for QemuGuest {
             }
             self.process.ended().await
         };
-        if !self.process.has_ended() && timeout(half, polite).await.is_err() {
+        // An error in waiting is no end.
+        if !self.process.has_ended() && !matches!(timeout(half, polite).await, Ok(Ok(_))) {
             self.process
                 .signal(Signal::TERM)
                 .map_err(|error| system("ending the guest's process", error))?;
-            if timeout(half, self.process.ended()).await.is_err() {
+            if !matches!(timeout(half, self.process.ended()).await, Ok(Ok(_))) {
                 tracing::warn!(uid = %self.uid, "the guest's process does not end by itself and is killed");
                 kill(&self.process).await?;
             }

@@ -316,7 +316,7 @@ async fn attach_child(
     let Err(error) = attached else { return attached };
     // A process that ends by itself now has found something in its arguments that it cannot do.
     let by_itself = matches!(error, HypervisorError::Protocol(_))
-        && timeout(Duration::from_secs(2), process.ended()).await.is_ok();
+        && matches!(timeout(Duration::from_secs(2), process.ended()).await, Ok(Ok(_)));
     if by_itself {
         return Err(HypervisorError::Refused(log.tail()));
     }

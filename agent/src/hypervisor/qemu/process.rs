@@ -69,7 +69,14 @@ impl Process {
     /// Waits until it has ended. If it was a child, the first to ask takes it from the system's table, with its
     /// exit status where it had one.
     pub async fn ended(&self) -> io::Result<Option<i32>> {
-        let _ready = self.pidfd.readable().await?;
+        loop {
+            let mut ready = self.pidfd.readable().await?;
+            // What the runtime remembers of a descriptor is a hint; the system's answer counts.
+            if is_over(self.pidfd.get_ref())? {
+                break;
+            }
+            ready.clear_ready();
+        }
         // An adopted process is another's child, and is waited for there.
         match waitid(
             WaitId::PidFd(self.pidfd.get_ref().as_fd()),

@@ -308,3 +308,36 @@ async fn an_impostor_is_not_taken_for_the_guest() {
     assert!(matches!(other.await, Err(HypervisorError::Protocol(_))));
     kill(&scripted.process).await.unwrap();
 }
+
+#[tokio::test]
+async fn nobody_lets_a_guest_run_that_has_come_to_an_end_of_its_own() {
+    for status in ["shutdown", "guest-panicked", "io-error", "internal-error"] {
+        let mut scripted = Scripted::new();
+        let script: Script = Box::new(move |name, _| match name {
+            "query-status" => Some(json!({"status": status})),
+            _ => Some(json!({})),
+        });
+        scripted.play((10, 0), script);
+        let guest = scripted.guest().await.unwrap();
+        assert!(matches!(
+            guest.resume().await,
+            Err(HypervisorError::Command { .. })
+        ));
+        assert!(!scripted.commands().contains(&"cont".to_owned()), "{status}");
+        kill(&scripted.process).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_accepted_cont_is_no_refusal_whatever_is_seen_after_it() {
+    let mut scripted = Scripted::new();
+    let script: Script = Box::new(|name, _| match name {
+        "query-status" => Some(json!({"status": "paused"})),
+        _ => Some(json!({})),
+    });
+    scripted.play((10, 0), script);
+    let guest = scripted.guest().await.unwrap();
+    assert!(matches!(guest.resume().await, Err(HypervisorError::Protocol(_))));
+    assert!(scripted.commands().contains(&"cont".to_owned()));
+    kill(&scripted.process).await.unwrap();
+}
