@@ -18,21 +18,36 @@ pub fn boot_id() -> io::Result<String> {
         .to_owned())
 }
 
-/// The start time of a process in clock ticks since boot, or `None` if there is no such process.
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// The start time of a process in clock ticks since boot, or `None` if there is no such process. An error says
+/// nothing about it.
+fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     // The name in parentheses may hold anything; the fields after it are plain. The start time is the 22nd of all.
-    let (_, after) = stat.rsplit_once(')')?;
-    after.split_whitespace().nth(19)?.parse().ok()
+    let field = stat
+        .rsplit_once(')')
+        .and_then(|(_, after)| after.split_whitespace().nth(19)?.parse().ok());
+    field.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// What identifies a process that lives now.
-pub fn identify(pid: u32) -> Option<ProcessRecord> {
-    Some(ProcessRecord {
+/// What identifies a process that lives now; `None` if there is no such process.
+pub fn identify(pid: u32) -> io::Result<Option<ProcessRecord>> {
+    let Some(start_time) = start_time(pid)? else {
+        return Ok(None);
+    };
+    Ok(Some(ProcessRecord {
         pid,
-        start_time: start_time(pid)?,
-        boot_id: boot_id().ok()?,
-    })
+        start_time,
+        boot_id: boot_id()?,
+    }))
 }
 
 /// Kills a recorded process and waits until it is gone. Another process under its pid is left alone: the pidfd is
@@ -49,7 +64,7 @@ pub async fn kill(process: &ProcessRecord, deadline: Duration) -> io::Result<()>
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         Err(errno) => return Err(errno.into()),
     };
-    if start_time(process.pid) != Some(process.start_time) {
+    if start_time(process.pid)? != Some(process.start_time) {
         return Ok(());
     }
     match pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -176,7 +191,7 @@ mod tests {
     #[tokio::test]
     async fn only_the_recorded_process_is_killed() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = identify(child.id()).unwrap();
+        let process = identify(child.id()).unwrap().unwrap();
         let other_start = ProcessRecord {
             start_time: process.start_time + 1,
             ..process.clone()
@@ -191,6 +206,6 @@ mod tests {
         kill(&process, Duration::from_secs(5)).await.unwrap();
         assert!(!child.wait().unwrap().success());
         kill(&process, Duration::from_secs(5)).await.unwrap();
-        assert_eq!(identify(child.id()), None);
+        assert_eq!(identify(child.id()).unwrap(), None);
     }
 }

@@ -182,7 +182,9 @@ impl Inner {
         let users =
             process::users_of(&directory).map_err(|source| system("Look through the processes", source))?;
         for pid in users.listeners.iter().chain(&users.mentions) {
-            let Some(record) = process::identify(*pid) else {
+            let Some(record) =
+                process::identify(*pid).map_err(|source| system("Look at a process", source))?
+            else {
                 continue;
             };
             // Only a process that listens in the directory can answer for the guest.
