@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use godwit_crds::condition::find_condition;
 use godwit_crds::virtual_machine::GuestState;
-use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineHost};
+use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_lab::boot_sector::BootSector;
-use godwit_lab::guest::{self, Guest, NAMESPACE, directory, machines};
-use godwit_lab::{Lab, LabOptions, cases};
+use godwit_lab::guest::{self, Guest, NAMESPACE, directory, machines, migrations};
+use godwit_lab::{Host, Lab, LabOptions, cases};
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
 
 /// For what is over in a second on a machine that has time.
@@ -28,11 +28,12 @@ const SOON: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
-        LabOptions::new("guests").hosts(1).guest_files(false),
+        LabOptions::new("guests").hosts(2).guest_files(false),
         cases![
             a_persistent_guest_that_powers_off_stays_on_its_host,
             a_transient_guest_that_powers_off_is_forgotten_and_not_started_again,
             a_transient_guest_whose_process_dies_is_forgotten,
+            a_transient_guest_that_has_moved_is_forgotten_where_it_ends,
             a_guest_of_which_a_newer_journal_speaks_is_left_alone,
         ],
     )
@@ -90,21 +91,20 @@ async fn until(what: &str, so: impl Fn() -> anyhow::Result<bool>) -> anyhow::Res
     Ok(())
 }
 
-/// The processes of a guest.
-fn processes(lab: &Lab, uid: &str) -> usize {
+/// The processes of a guest on a host.
+fn processes(host: &Host, uid: &str) -> usize {
     let of_guest = |pid: i32| {
         std::fs::read(format!("/proc/{pid}/cmdline"))
             .is_ok_and(|arguments| String::from_utf8_lossy(&arguments).contains(uid))
     };
-    lab.hosts[0]
-        .hypervisors()
+    host.hypervisors()
         .iter()
         .filter(|seen| of_guest(seen.pid))
         .count()
 }
 
-fn record(lab: &Lab, uid: &str) -> PathBuf {
-    lab.hosts[0].directory.join(format!("state/guests/{uid}.record"))
+fn record(host: &Host, uid: &str) -> PathBuf {
+    host.directory.join(format!("state/guests/{uid}.record"))
 }
 
 fn contains(path: &Path, words: &str) -> anyhow::Result<bool> {
@@ -113,16 +113,16 @@ fn contains(path: &Path, words: &str) -> anyhow::Result<bool> {
 }
 
 /// Waits until nothing of the guest is on its host but the note that it was there.
-async fn only_the_note_is_left(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
-    let (path, place) = (record(lab, &guest.uid), directory(&lab.hosts[0], &guest.uid));
+async fn only_the_note_is_left(lab: &Lab, host: &Host, guest: &Guest) -> anyhow::Result<()> {
+    let (path, place) = (record(host, &guest.uid), directory(host, &guest.uid));
     until("its definition is forgotten", || {
         Ok(!contains(&path, "pc-q35-10.0")?)
     })
     .await?;
-    ensure!(processes(lab, &guest.uid) == 0, "a process is left");
+    ensure!(processes(host, &guest.uid) == 0, "a process is left");
     ensure!(!place.exists(), "{} is left", place.display());
-    let host = Api::<VirtualMachineHost>::all(lab.client());
-    guest::until(&host, "h1", SOON, "its memory is free again", |host| {
+    let objects = Api::<VirtualMachineHost>::all(lab.client());
+    guest::until(&objects, &host.name, SOON, "its memory is free again", |host| {
         host.and_then(|host| host.status.as_ref()).is_some_and(|status| {
             status.available.as_ref().map(|free| &free.memory)
                 == status.capacity.as_ref().map(|all| &all.memory)
@@ -141,13 +141,17 @@ async fn remove(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
         object.is_none()
     })
     .await?;
-    let left: Vec<_> = lab.hosts[0]
-        .files()?
-        .into_iter()
-        .filter(|path| path.to_string_lossy().contains(&guest.uid))
-        .collect();
-    ensure!(left.is_empty(), "left: {left:?}");
-    ensure!(processes(lab, &guest.uid) == 0, "a process is left");
+    for host in &lab.hosts {
+        let mut left = host.files()?;
+        left.retain(|path| path.to_string_lossy().contains(&guest.uid));
+        // Journals of migrations that have ended are kept for a day, under the migrations' own names.
+        ensure!(left.is_empty(), "left on {}: {left:?}", host.name);
+        ensure!(
+            processes(host, &guest.uid) == 0,
+            "a process is left on {}",
+            host.name
+        );
+    }
     std::fs::remove_file(lab.pool().join(format!("{}.raw", guest.name)))?;
     Ok(())
 }
@@ -174,7 +178,7 @@ async fn a_persistent_guest_that_powers_off_stays_on_its_host(lab: &mut Lab) -> 
     lab.restart_agent(1)?;
     lab.wait_until_ready().await?;
     told(lab, &guest, GuestState::ShutOff).await?;
-    ensure!(contains(&record(lab, &guest.uid), "pc-q35-10.0")?);
+    ensure!(contains(&record(&lab.hosts[0], &guest.uid), "pc-q35-10.0")?);
     let console = directory(&lab.hosts[0], &guest.uid).join("console.log");
     ensure!(console.exists(), "its console is there to look at");
     remove(lab, &guest).await
@@ -190,10 +194,10 @@ async fn a_transient_guest_that_powers_off_is_forgotten_and_not_started_again(
         reason == "ShutOff" && words.contains("transient") && words.contains("forgotten its definition"),
         "{reason}: {words}"
     );
-    only_the_note_is_left(lab, &guest).await?;
+    only_the_note_is_left(lab, &lab.hosts[0], &guest).await?;
     restart_all(lab).await?;
     told(lab, &guest, GuestState::ShutOff).await?;
-    only_the_note_is_left(lab, &guest).await?;
+    only_the_note_is_left(lab, &lab.hosts[0], &guest).await?;
     remove(lab, &guest).await
 }
 
@@ -206,10 +210,45 @@ async fn a_transient_guest_whose_process_dies_is_forgotten(lab: &mut Lab) -> any
         reason == "Crashed" && words.contains("transient"),
         "{reason}: {words}"
     );
-    only_the_note_is_left(lab, &guest).await?;
+    only_the_note_is_left(lab, &lab.hosts[0], &guest).await?;
     lab.restart_agent(1)?;
     lab.wait_until_ready().await?;
     told(lab, &guest, GuestState::Crashed).await?;
+    remove(lab, &guest).await
+}
+
+async fn a_transient_guest_that_has_moved_is_forgotten_where_it_ends(lab: &mut Lab) -> anyhow::Result<()> {
+    let guest = start(lab, "moved", "Transient").await?;
+    let migration = serde_json::from_value(json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachineMigration",
+        "metadata": {"name": "moved", "namespace": NAMESPACE},
+        "spec": {
+            "virtualMachine": "moved",
+            "destination": {"host": "h2"},
+            "controlFlow": "ManagedDirect",
+            "security": {"require": "None"},
+        },
+    }))?;
+    migrations(lab).create(&PostParams::default(), &migration).await?;
+    let succeeded = |migration: Option<&VirtualMachineMigration>| {
+        migration
+            .and_then(|migration| migration.status.as_ref())
+            .and_then(|status| find_condition(&status.conditions, "Succeeded"))
+            .is_some_and(|succeeded| succeeded.status == ConditionStatus::True)
+    };
+    guest::until(&migrations(lab), "moved", SOON, "it has moved", succeeded).await?;
+    ensure!(
+        !record(&lab.hosts[0], &guest.uid).exists(),
+        "its source forgets it"
+    );
+    guest.tell(&lab.hosts[1], "p")?;
+    let (reason, words) = told(lab, &guest, GuestState::ShutOff).await?;
+    ensure!(
+        reason == "ShutOff" && words.contains("h2 has forgotten its definition"),
+        "{reason}: {words}"
+    );
+    only_the_note_is_left(lab, &lab.hosts[1], &guest).await?;
     remove(lab, &guest).await
 }
 
@@ -276,7 +315,7 @@ async fn a_guest_of_which_a_newer_journal_speaks_is_left_alone(lab: &mut Lab) ->
     })
     .await?;
     guest.wait_for_ticks(20, SOON)?;
-    ensure!(processes(lab, &guest.uid) == 1, "it runs");
+    ensure!(processes(&lab.hosts[0], &guest.uid) == 1, "it runs");
 
     std::fs::remove_file(&journal)?;
     lab.restart_agent(1)?;
@@ -285,6 +324,6 @@ async fn a_guest_of_which_a_newer_journal_speaks_is_left_alone(lab: &mut Lab) ->
         object.is_none()
     })
     .await?;
-    ensure!(processes(lab, &guest.uid) == 0, "a process is left");
+    ensure!(processes(&lab.hosts[0], &guest.uid) == 0, "a process is left");
     Ok(())
 }
