@@ -268,6 +268,7 @@ async fn roles(
         migration_address,
         migration_ports: config.migration_ports.first..=config.migration_ports.last,
     };
+    guests.obey(Arc::new(records.clone()));
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));
     migrations.recover().await.context("take up the migrations")?;
     guests.settle(migrations.journals());

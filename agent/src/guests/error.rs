@@ -105,6 +105,14 @@ pub enum GuestError {
         /// What is wrong with it.
         message: String,
     },
+    /// The guest's GuestRecord could not be read, or is missing: nothing is started on that.
+    #[error(
+        "The GuestRecord of guest {uid} could not be read by this host's agent, so the guest is not started"
+    )]
+    RecordUnread {
+        /// The guest's UID.
+        uid: String,
+    },
     /// The state directory took no write.
     #[error("The agent could not write its state: {0}")]
     StateUnwritable(StateError),
@@ -152,6 +160,7 @@ impl GuestError {
             },
             Self::JournalUnread { newer: true, .. } => "JournalNewer",
             Self::JournalUnread { newer: false, .. } => "JournalDamaged",
+            Self::RecordUnread { .. } => "RecordMissing",
             Self::StateUnwritable(_) => "DiskFull",
             Self::System { .. } => "InternalError",
         }
@@ -186,7 +195,7 @@ impl GuestError {
                 | HypervisorError::Protocol(_)
                 | HypervisorError::System { .. } => Category::Internal,
             },
-            Self::StateUnwritable(_) => Category::Unavailable,
+            Self::StateUnwritable(_) | Self::RecordUnread { .. } => Category::Unavailable,
             Self::System { .. } => Category::Internal,
         }
     }

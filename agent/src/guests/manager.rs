@@ -22,6 +22,7 @@ use super::types::{GuestIdentity, GuestView, Held, Role, StartRequest};
 use crate::cgroup::Cgroups;
 use crate::clock::now_micros;
 use crate::hypervisor::{Hypervisor, HypervisorFacts, RunState, Start};
+use crate::migration::Records;
 use crate::pools::Pools;
 use crate::state::{RecordFile, StateError};
 use crate::taps::Taps;
@@ -74,6 +75,7 @@ pub(super) struct Inner {
     state_problem: Mutex<Option<String>>,
     pub(super) suspected: Notify,
     pub(super) journals: OnceLock<Arc<dyn Journals>>,
+    pub(super) records: OnceLock<Arc<dyn Records>>,
 }
 
 /// A guest's place while one order has it for itself.
@@ -109,6 +111,7 @@ impl Guests {
             state_problem: Mutex::new(None),
             suspected: Notify::new(),
             journals: OnceLock::new(),
+            records: OnceLock::new(),
         };
         inner.make_directories()?;
         Ok(Self {
@@ -353,6 +356,7 @@ impl Inner {
         self.check_journals(&slot.uid)?;
         if let Some(ended) = slot.ended() {
             self.check_ended(&ended, &request)?;
+            self.check_record(&request).await?;
             return self.start_fresh(slot, request).await;
         }
         let standing = slot.here(|here| {
@@ -376,7 +380,7 @@ impl Inner {
             ))
         })?;
         match standing.transpose()? {
-            None => {}
+            None => self.check_record(&request).await?,
             Some((Process::Alive(guest), since, protected, _)) => {
                 let state = guest.run_state().await.map_err(GuestError::Hypervisor)?;
                 match (state, since, protected) {
@@ -385,6 +389,7 @@ impl Inner {
                     (RunState::ShutDown | RunState::Panicked | RunState::Broken, _, None)
                         if request.again =>
                     {
+                        self.check_record(&request).await?;
                         self.destroy_and_forget(slot).await?;
                         return self.start_fresh(slot, request).await;
                     }
@@ -411,7 +416,10 @@ impl Inner {
                     why,
                 });
             }
-            Some((Process::Gone(_), _, None, _)) => self.forget(slot).await?,
+            Some((Process::Gone(_), _, None, _)) => {
+                self.check_record(&request).await?;
+                self.forget(slot).await?;
+            }
             Some((Process::Silent | Process::Launching, ..)) => {
                 return Err(silence(&slot.uid));
             }

@@ -3,6 +3,7 @@
 //! [`Guests`] is the one owner of the guests' records on disk and of their processes. Each guest has a lock of its
 //! own, so that two orders about one guest never interleave and two guests never wait for each other.
 
+mod arbiter;
 pub mod definition;
 pub mod error;
 mod launch;
