@@ -290,15 +290,17 @@ impl Runner {
     fn publish(&mut self) {
         let report = self.machine.report();
         let withheld = match report {
-            // The guest is free for another migration once this one has let go of it, and not before.
-            SourceReport::Aborted(_) | SourceReport::Lost(_) => !self.over.load(Ordering::Acquire),
+            // The guest is free for another migration, and nothing of it is left here, once this one has let go of
+            // it, and not before.
+            SourceReport::Released | SourceReport::Aborted(_) | SourceReport::Lost(_) => {
+                !self.over.load(Ordering::Acquire)
+            }
             SourceReport::Begun
             | SourceReport::Streaming
             | SourceReport::Stopped { .. }
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
             | SourceReport::GoSent(_)
-            | SourceReport::Released
             | SourceReport::Aborting(_)
             | SourceReport::Died => false,
         };
