@@ -13,7 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 
 use crate::setting::{SOON, clear, linux, lives_on, moves, start};
-use crate::traces::Holdings;
+use crate::traces::{GONE_WITHIN, Holdings, settles};
 
 const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -154,7 +154,7 @@ pub async fn fifty_moves_in_a_row(lab: &mut Lab) -> anyhow::Result<()> {
     let (h1, h2) = before.context("two moves were made")?;
     for (number, before) in [(1, h1), (2, h2)] {
         let host = lab.host(number)?;
-        crate::traces::settles("an agent holds what it held after two moves", || {
+        settles("an agent holds what it held after two moves", GONE_WITHIN, || {
             Ok(Holdings::of(host)?.beyond(&before))
         })
         .await?;

@@ -8,13 +8,14 @@ use godwit_lab::hosts::MIGRATION_PORTS;
 use godwit_lab::{Host, guest};
 
 /// How long a host may take to let go of a guest after the migration has ended.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+pub const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Waits until nothing of a guest is left on a host: no process, directory, record, control group, tap device or
 /// port. What the agent keeps for a while is the migration's journal, which says how it ended.
 pub async fn nothing_is_left(host: &Host, uid: &str) -> anyhow::Result<()> {
     settles(
         &format!("nothing of guest {uid} is left on {}", host.name),
+        GONE_WITHIN,
         || left(host, uid),
     )
     .await
@@ -23,16 +24,17 @@ pub async fn nothing_is_left(host: &Host, uid: &str) -> anyhow::Result<()> {
 /// Waits until `look` finds nothing.
 pub async fn settles(
     what: &str,
+    patience: Duration,
     mut look: impl FnMut() -> anyhow::Result<Vec<String>>,
 ) -> anyhow::Result<()> {
-    let deadline = Instant::now() + GONE_WITHIN;
+    let deadline = Instant::now() + patience;
     loop {
         let found = look()?;
         if found.is_empty() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("not within {GONE_WITHIN:?}: {what}: {found:?}");
+            bail!("not within {patience:?}: {what}: {found:?}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
