@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, ValueEnum};
 
 /// Starts guests where their records say, and drives their migrations.
@@ -15,6 +16,10 @@ pub struct Config {
     /// The controller's own namespace: its Lease and the hosts' Leases lie there.
     #[arg(long, env = "GODWIT_NAMESPACE", value_name = "NAME")]
     pub namespace: String,
+    /// The name under which it takes the lead, of which no two run at once; in a pod, the pod's. Started again under
+    /// the same name, it leads at once and need not wait until its Lease has run out. Left out, a name of its own.
+    #[arg(long, env = "GODWIT_IDENTITY", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub identity: Option<String>,
     /// The authorities that agents' certificates come from, as PEM.
     #[arg(long, value_name = "FILE")]
     pub tls_ca: PathBuf,

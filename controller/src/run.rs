@@ -68,7 +68,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         tokio::spawn(health::serve(listener, health.clone()));
     }
     let me = format!("{}-{}", crate::cluster::NAME, uuid::Uuid::new_v4());
-    let mut candidate = Candidate::new(client.clone(), &config.namespace, me.clone());
+    // Only the lead goes to a name that lasts: what is written into records tells of one process.
+    let identity = config.identity.clone().unwrap_or_else(|| me.clone());
+    let mut candidate = Candidate::new(client.clone(), &config.namespace, identity);
     if !candidate.lead(&health, &shutdown).await {
         return Ok(());
     }

@@ -300,7 +300,9 @@ impl Lab {
             .arg(certificates.join("tls.crt"))
             .arg("--tls-key")
             .arg(certificates.join("tls.key"))
-            .args(["--namespace", chart::NAMESPACE]);
+            .args(["--namespace", chart::NAMESPACE])
+            // There is one, as in the chart's deployment; started again, it leads at once.
+            .args(["--identity", "lab"]);
         let process = Process::spawn(run, run.directory(), "controller", command)?;
         self.controller = Some(process);
         Ok(())
