@@ -790,11 +790,21 @@ impl Hand {
                 }) => Answer::Event(SourceEvent::SwitchOverRefused, note),
                 Ok(_) | Err(_) => Answer::Nothing(note),
             },
+            // It may never have arrived: without it the guest would stand still for ever. A second one does no harm,
+            // and where the first was taken the stream says so.
             HypervisorError::Unavailable(_)
             | HypervisorError::Refused(_)
             | HypervisorError::Deadline { .. }
             | HypervisorError::Protocol(_)
-            | HypervisorError::System { .. } => Answer::Nothing(note),
+            | HypervisorError::System { .. } => match self.guest.stream().await {
+                Err(HypervisorError::Died) => Answer::Event(SourceEvent::Died, None),
+                Ok(StreamStatus {
+                    state: StreamState::BeforeSwitchover,
+                    ..
+                })
+                | Err(_) => Answer::Retry(SourceEffect::SwitchOver, note),
+                Ok(_) => Answer::Nothing(note),
+            },
         }
     }
 

@@ -185,6 +185,14 @@ async fn a_start_that_is_refused_at_first_is_tried_again() {
 }
 
 #[tokio::test]
+async fn an_order_to_switch_over_that_got_lost_is_given_again() {
+    let mut world = World::new().await;
+    world.source.script.lost_switchovers.store(2, Ordering::SeqCst);
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
+}
+
+#[tokio::test]
 async fn a_source_process_that_dies_before_the_switchover_is_a_guest_lost() {
     let mut world = World::new().await;
     world.source.script.keeps_dirtying.store(true, Ordering::Relaxed);
@@ -340,9 +348,17 @@ async fn a_guest_that_has_come_back_is_none_of_an_old_journals_business() {
     bytes[end..].fill(0);
     std::fs::write(world.source.journal(), &bytes).unwrap();
     let kept = world.destination.kept.lock().unwrap().remove("guest-1").unwrap();
-    world.source.kept.lock().unwrap().insert("guest-1".into(), Kept { epoch: 6, ..kept });
+    world
+        .source
+        .kept
+        .lock()
+        .unwrap()
+        .insert("guest-1".into(), Kept { epoch: 6, ..kept });
     world.source.agent.recover().await.unwrap();
-    eventually("the old migration is over", || world.source.agent.active().is_empty()).await;
+    eventually("the old migration is over", || {
+        world.source.agent.active().is_empty()
+    })
+    .await;
     assert_eq!(world.source.agent.unresolved(), vec![]);
     assert_eq!(world.source.guest().run_state_now(), RunState::Running);
     let report = now(&world.source.agent, &world.terms).await.unwrap().side;

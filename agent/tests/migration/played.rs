@@ -102,6 +102,8 @@ pub struct Script {
     pub keeps_dirtying: AtomicBool,
     /// How often letting the guest run is refused at the destination.
     pub resume_refusals: AtomicUsize,
+    /// So many orders to switch over get lost on their way.
+    pub lost_switchovers: AtomicUsize,
     /// The agent of the host is killed when its guests have been asked this often; 0 never.
     pub crash_at_call: AtomicUsize,
     /// That is so now.
@@ -484,6 +486,17 @@ impl Guest for Handle {
 
     async fn switch_over(&self) -> Result<(), HypervisorError> {
         let mut state = self.0.called()?;
+        let lost = self
+            .0
+            .script
+            .lost_switchovers
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if lost.is_ok() {
+            return Err(HypervisorError::Deadline {
+                command: "migrate-continue".into(),
+                deadline: Duration::from_secs(5),
+            });
+        }
         if state.stream != StreamState::BeforeSwitchover {
             return Err(refused("migrate-continue"));
         }
