@@ -93,11 +93,12 @@ impl Shown {
         for times in &status.timeline {
             if self.last.is_none_or(|last| last < times.phase) {
                 self.last = Some(times.phase);
-                screen.line(&format!(
-                    "{:<10} {}",
-                    format!("{:?}", times.phase),
-                    meaning(times.phase)
-                ));
+                let text = format!("{:<10} {}", format!("{:?}", times.phase), meaning(times.phase));
+                // The status is written behind what happens: its own times tell when that was.
+                match times.started_at.parse() {
+                    Ok(at) => screen.line_of(at, &text),
+                    Err(_) => screen.line(&text),
+                }
             }
         }
         if status.progress != self.progress {

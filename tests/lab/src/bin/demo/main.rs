@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             tokio::select! {
                 outcome = demonstrate(&screen) => outcome,
-                _ = tokio::signal::ctrl_c() => bail!("interrupted; what was started is being taken down"),
+                _ = tokio::signal::ctrl_c() => bail!("interrupted; what was started has been taken down"),
             }
         })
     });
@@ -119,7 +119,7 @@ async fn show(lab: &Lab, screen: &Screen) -> anyhow::Result<()> {
 
     let mut legs = Vec::new();
     for (from, to, estimate) in [
-        (h1, h2, "about 3 s: some 270 MiB at 1 Gbit/s"),
+        (h1, h2, "about 3 s: some 340 MiB at 1 Gbit/s"),
         (h2, h1, "the same again"),
     ] {
         screen.step(

@@ -5,6 +5,8 @@ use std::io::{IsTerminal as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 const STEPS: usize = 5;
 const BAR_CELLS: usize = 30;
 
@@ -12,6 +14,7 @@ const BAR_CELLS: usize = 30;
 #[derive(Clone)]
 pub struct Screen {
     begun: Instant,
+    begun_at: Timestamp,
     terminal: bool,
     state: Arc<Mutex<State>>,
 }
@@ -28,6 +31,7 @@ impl Screen {
     pub fn new() -> Self {
         Self {
             begun: Instant::now(),
+            begun_at: Timestamp::now(),
             terminal: std::io::stdout().is_terminal(),
             state: Arc::default(),
         }
@@ -59,6 +63,12 @@ impl Screen {
     /// A line with the time since the start.
     pub fn line(&self, text: &str) {
         self.plain(&format!("{:7.2} s  {text}", self.seconds()));
+    }
+
+    /// A line about something that was at another time than now, as this machine's clock has it.
+    pub fn line_of(&self, at: Timestamp, text: &str) {
+        let seconds = at.duration_since(self.begun_at).as_secs_f64();
+        self.plain(&format!("{seconds:7.2} s  {text}"));
     }
 
     /// A line as it is.
