@@ -784,17 +784,52 @@ impl Inner {
         })
     }
 
-    /// Processes that wait for a guest under a migration of which no journal speaks: they never got past Prepare.
+    /// Processes that wait for a guest under a migration of which no journal speaks. One that has not got its guest
+    /// whole is given up: nothing is lost with it. One that has is left alone: that a journal is missing is no
+    /// evidence against what may be the only copy.
     async fn discard_unspoken(&self) {
         for terms in self.custody.arriving() {
             let spoken_of = {
                 let table = self.table();
                 table.known.contains_key(&terms.migration) || table.unresolved.contains_key(&terms.migration)
             };
-            if !spoken_of && let Err(error) = self.custody.discard_incoming(&terms).await {
-                tracing::warn!(guest = %terms.guest, %error, "a process that no journal speaks of is left");
+            if spoken_of {
+                continue;
+            }
+            let Err(error) = self.discard_incomplete(&terms).await else {
+                continue;
+            };
+            tracing::warn!(guest = %terms.guest, %error, "a process that no journal speaks of is left");
+            let unresolved = Unresolved {
+                migration: terms.migration.clone(),
+                guest: Some(terms.guest.clone()),
+                reason: "JournalDamaged".into(),
+                message: format!("The journal of migration {} is missing: {error}", terms.migration),
+            };
+            let mut table = self.table();
+            table.shown(&terms.migration, None);
+            table.unresolved.insert(terms.migration.clone(), unresolved);
+        }
+    }
+
+    async fn discard_incomplete(&self, terms: &Terms) -> Result<(), GuestError> {
+        if let Some(held) = self.custody.find_arriving(terms).await? {
+            match look(&held).await? {
+                (
+                    false,
+                    StreamFact::None | StreamFact::Active | StreamFact::Failed | StreamFact::Cancelled,
+                ) => {}
+                (true, _)
+                | (false, StreamFact::BeforeSwitchover | StreamFact::SwitchingOver | StreamFact::Completed) =>
+                {
+                    return Err(GuestError::Conflict(format!(
+                        "this host may have the only copy of guest {}",
+                        terms.guest
+                    )));
+                }
             }
         }
+        self.custody.discard_incoming(terms).await
     }
 
     /// Forgets migrations that have ended long ago.

@@ -391,3 +391,34 @@ async fn a_journal_that_cannot_be_believed_is_left_alone_and_said() {
     assert_eq!(world.arena.running(), ["host-a"]);
     world.conductor.feel(DriverEvent::Cancel);
 }
+
+/// A missing journal is evidence of nothing: a copy that is whole may be the only one.
+#[tokio::test]
+async fn a_whole_copy_of_which_no_journal_speaks_is_left_alone() {
+    for whole in [false, true] {
+        let mut world = World::new().await;
+        world
+            .until(move |c| {
+                let side = c.destination.as_ref().and_then(|update| update.side.clone());
+                let wanted = if whole {
+                    DestinationReport::Loaded
+                } else {
+                    DestinationReport::Receiving
+                };
+                side == Some(Side::Destination(wanted))
+            })
+            .await;
+        world.destination.crash().await;
+        std::fs::remove_file(world.destination.journal()).unwrap();
+        world.destination.agent.recover().await.unwrap();
+        let kept = world.destination.kept.lock().unwrap().contains_key("guest-1");
+        let unresolved = world.destination.agent.unresolved();
+        // What it was seen to receive may have become whole since.
+        assert_eq!(unresolved.len(), usize::from(kept));
+        if whole {
+            assert!(kept);
+            assert_eq!(unresolved[0].reason, "JournalDamaged");
+        }
+        world.nothing_went_wrong();
+    }
+}

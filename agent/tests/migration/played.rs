@@ -712,6 +712,17 @@ impl Custody for PlayedCustody {
     }
 
     fn arriving(&self) -> Vec<Terms> {
-        vec![]
+        let kept = self.kept.lock().unwrap();
+        let arriving = kept.iter().filter_map(|(guest, kept)| match &kept.role {
+            Role::Arriving { migration } => Some(Terms {
+                migration: migration.clone(),
+                guest: guest.clone(),
+                epoch: kept.epoch,
+                source: "host-a".into(),
+                destination: self.host.clone(),
+            }),
+            Role::Leaving { .. } | Role::Held => None,
+        });
+        arriving.collect()
     }
 }
