@@ -272,7 +272,13 @@ impl Driver {
         }
     }
 
+    /// The source says that it knows nothing of it. That is no evidence where the destination has got the guest
+    /// whole: the source had the migration once and has lost it, and the copy may be the only one left.
     fn before_begin(&self) -> Next {
+        if let SideView::Reported(DestinationReport::Loaded | DestinationReport::Blocked) = &self.destination
+        {
+            return Next::wait(Wait::Decision);
+        }
         let Some(cause) = self.abort_cause() else {
             return Next::order_source(DriverEffect::Begin);
         };

@@ -2,7 +2,7 @@
 
 use godwit_handover::{
     Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, SideView,
-    SourceReport, Stand,
+    SourceReport, Stand, Wait,
 };
 use proptest::prelude::*;
 
@@ -138,8 +138,16 @@ impl Told {
                     && *self.driver.destination() == SideView::NoSuchMigration
             }
             DriverEffect::Perform(channel) => {
+                let offered = self.events.iter().any(|event| {
+                    *event == DriverEvent::Destination(Some(DestinationReport::Prepared(channel.clone())))
+                });
+                let taken = matches!(
+                    destination,
+                    Some(DestinationReport::Receiving | DestinationReport::Loaded)
+                );
                 open && source == Some(&SourceReport::Begun)
-                    && destination == Some(&DestinationReport::Prepared(channel.clone()))
+                    && (destination == Some(&DestinationReport::Prepared(channel.clone()))
+                        || offered && taken)
             }
             DriverEffect::Ready => {
                 let waits = matches!(
@@ -178,7 +186,16 @@ impl Told {
                         Some(SourceReport::Begun | SourceReport::Streaming | SourceReport::Stopped { .. })
                     )
             }
-            DriverEffect::AbortDestination(_) => self.armed() && !self.advanced() && self.source_ended_here(),
+            DriverEffect::AbortDestination(_) => {
+                // That a source knows nothing is no evidence against the only whole copy.
+                let only_copy = open
+                    && *self.driver.source() == SideView::NoSuchMigration
+                    && matches!(
+                        destination,
+                        Some(DestinationReport::Loaded | DestinationReport::Blocked)
+                    );
+                self.armed() && !self.advanced() && self.source_ended_here() && !only_copy
+            }
             DriverEffect::DecideRecord(Decision::Reverted) => {
                 open && matches!(destination, Some(DestinationReport::Reverted(_)))
             }
@@ -276,6 +293,12 @@ proptest! {
         // The user's word is in the object; the first failure of an order is what the driver holds on to.
         known.extend(told.events.iter().find(|e| matches!(e, DriverEvent::Cancel)).cloned());
         known.extend(told.events.iter().find(|e| matches!(e, DriverEvent::OrderFailed(_))).cloned());
+        // A channel that was offered before and is in use now is known to the old one only; the new one gives up.
+        let in_use = matches!(
+            told.destination(),
+            Some(DestinationReport::Receiving | DestinationReport::Loaded)
+        );
+        prop_assume!(!(in_use && told.source() == Some(&SourceReport::Begun)));
         let length = known.len().max(1);
         known.rotate_left(turn % length);
         if turn % 2 == 0 {
@@ -310,4 +333,20 @@ proptest! {
         let succeeded = matches!(next.stand(), Stand::Ended(Outcome::Succeeded { .. } | Outcome::GuestLost(_)));
         prop_assert!(!succeeded);
     }
+}
+
+/// I7: a source that has lost its journal says that it knows nothing, and the copy may be the only one left.
+#[test]
+fn a_source_that_knows_nothing_is_no_evidence_against_a_whole_copy() {
+    let driver = [
+        DriverEvent::Record(words::armed()),
+        DriverEvent::Destination(Some(DestinationReport::Loaded)),
+        DriverEvent::Source(None),
+        DriverEvent::Cancel,
+    ]
+    .into_iter()
+    .fold(Driver::new(words::terms()), |driver, event| driver.step(event).0);
+    assert_eq!(driver.next(), []);
+    let decision = Stand::Waiting { wait: Wait::Decision };
+    assert_eq!(driver.stand(), decision);
 }
