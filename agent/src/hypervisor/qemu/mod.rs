@@ -318,7 +318,13 @@ async fn attach_child(
     let by_itself = matches!(error, HypervisorError::Protocol(_))
         && matches!(timeout(Duration::from_secs(2), process.ended()).await, Ok(Ok(_)));
     if by_itself {
-        return Err(HypervisorError::Refused(log.tail()));
+        let words = log.tail();
+        // It says what it cannot do with its arguments; a program that says nothing is broken, or no hypervisor.
+        return Err(if words.trim().is_empty() {
+            HypervisorError::Unavailable("it ended at once and said nothing".into())
+        } else {
+            HypervisorError::Refused(words)
+        });
     }
     guest::kill(&process).await?;
     Err(error)
