@@ -87,11 +87,12 @@ async fn follow(
                 GuestEventKind::IoError { .. } => inner.show(&slot, RunState::IoError),
                 GuestEventKind::Stopped => {
                     // In a migration the stop is the migration's own, and this is no moment for questions.
-                    let leaving = slot.here(|here| here.protected.is_some());
-                    if matches!(leaving, Ok(Some(true))) {
-                        inner.show(&slot, RunState::Paused);
-                    } else {
-                        inner.ask(&slot, &guest).await;
+                    let leaving = slot.here(|here| (here.protected.is_some(), here.state));
+                    match leaving {
+                        // It comes after the word that the guest has ended, which it does not take back.
+                        Ok(Some((true, GuestState::ShutOff | GuestState::Crashed))) => {}
+                        Ok(Some((true, _))) => inner.show(&slot, RunState::Paused),
+                        Ok(Some((false, _)) | None) | Err(_) => inner.ask(&slot, &guest).await,
                     }
                 }
                 GuestEventKind::Reset
