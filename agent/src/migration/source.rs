@@ -384,7 +384,10 @@ impl Runner {
             self.guest_ended(run);
         }
         // A stream that was given up for another reason ends in an error too; that one tells nothing.
-        let given_up = matches!(self.machine.report(), SourceReport::Aborting(_));
+        let given_up = matches!(
+            self.machine.report(),
+            SourceReport::Aborting(_) | SourceReport::Aborted(_)
+        );
         if let (true, false, Some(error)) = (self.stream_known, given_up, &status.error) {
             self.publisher.note(Note::new("StreamFailed", error));
         }
