@@ -142,3 +142,68 @@ fn mebibytes(bytes: f64) -> String {
 fn millis(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::time::Duration;
+
+    use godwit_guest::line::{Line, MemoryState};
+    use godwit_lab::observer::{Seen, judge};
+
+    use super::*;
+
+    fn seen(tick: u64, line: Line) -> Seen {
+        Seen {
+            at_ns: tick * 5_000_000,
+            host: "h1".to_owned(),
+            cut: false,
+            line,
+        }
+    }
+
+    fn tick(tick: u64) -> Seen {
+        let line = Line::Tick {
+            tick,
+            wall_us: tick,
+            mono_us: tick,
+            memory: MemoryState::Intact,
+        };
+        seen(tick, line)
+    }
+
+    fn check(since_tick: u64, bad: u64) -> Seen {
+        let line = Line::Check {
+            since_tick,
+            pages: 16,
+            bad,
+            first_bad: 3,
+            mono_us: 1,
+        };
+        seen(since_tick, line)
+    }
+
+    fn refused(lines: &[Seen]) -> String {
+        let verdict = judge(lines, &[], Duration::from_millis(5));
+        table(&[], &verdict).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_so_is_not_shown_as_a_success() {
+        assert!(refused(&[]).contains("not continuous"));
+        assert!(refused(&[tick(1), tick(3), check(1, 0)]).contains("not continuous"));
+        assert!(refused(&[tick(1), tick(2)]).contains("memory is not known"));
+        assert!(refused(&[tick(1), tick(2), check(1, 1)]).contains("memory is not known"));
+        let moved = [
+            tick(1),
+            Seen {
+                host: "h2".to_owned(),
+                ..tick(2)
+            },
+            check(2, 0),
+        ];
+        assert!(refused(&moved).contains("its lines came from"));
+        let stayed = judge(&[tick(1), tick(2), check(2, 0)], &[], Duration::from_millis(5));
+        assert!(table(&[], &stayed).unwrap().contains("memory intact: 16 pages"));
+    }
+}
