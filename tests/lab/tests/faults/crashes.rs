@@ -1,6 +1,7 @@
 //! Hypervisors and agents killed at either end, in each phase: the guest ends where the table says.
 
 use anyhow::{Context as _, ensure};
+use godwit_crds::virtual_machine::GuestState;
 use godwit_lab::processes::{self, Seen};
 use godwit_lab::{Lab, hosts};
 use rustix::process::Signal;
@@ -9,7 +10,9 @@ use crate::attempt::{Attempt, End, Ended, journaled, when_journaled};
 use crate::guest::{Guest, until};
 
 /// Slow enough that a busy guest's memory travels for seconds, in Mbit/s.
-const SLOW: u32 = 160;
+pub const SLOW: u32 = 160;
+/// Slow enough that a busy guest always has something left to send, and no slower.
+const NARROW: u32 = 500;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +47,13 @@ impl Victim {
     }
 }
 
-fn agent(lab: &mut Lab, host: usize) -> anyhow::Result<Seen> {
+pub fn agent(lab: &mut Lab, host: usize) -> anyhow::Result<Seen> {
     let agent = lab.host(host)?.agent().context("no agent")?;
     let pid = i32::try_from(agent.pid())?;
     processes::look(pid).context("the agent had ended")
 }
 
-fn controller(lab: &mut Lab) -> anyhow::Result<Seen> {
+pub fn controller(lab: &mut Lab) -> anyhow::Result<Seen> {
     let pid = i32::try_from(lab.controller().context("no controller")?.pid())?;
     processes::look(pid).context("the controller had ended")
 }
@@ -99,7 +102,7 @@ async fn before_go(lab: &mut Lab, seal: Seal, victim: Victim, allowed: &[End]) -
     let (guest, entry) = match seal {
         Seal::Sealed => {
             let guest = Guest::start_busy(lab).await?;
-            lab.network.shape(1, Some(SLOW))?;
+            lab.network.shape(1, Some(NARROW))?;
             (guest, "Sealed")
         }
         Seal::Unsealed => (Guest::start(lab).await?, "Intent"),
@@ -134,6 +137,107 @@ async fn before_go(lab: &mut Lab, seal: Seal, victim: Victim, allowed: &[End]) -
     attempt.settles(lab, guest, allowed).await
 }
 
+/// Go was said and has not arrived: the destination's agent, which is to obey it, stands still.
+async fn after_go(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+    let guest = Guest::start(lab).await?;
+    let (controller, obeying) = (controller(lab)?, agent(lab, 2)?);
+    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let stop = controller.clone();
+    when_journaled(attempt.journal(lab, 1)?, "Intent", move || {
+        processes::signal(&stop, Signal::STOP)
+    })
+    .await?;
+    let outcome = async {
+        loaded(lab).await?;
+        told(lab).await?;
+        processes::signal(&obeying, Signal::STOP);
+        processes::signal(&controller, Signal::CONT);
+        when_journaled(attempt.journal(lab, 1)?, "GoSent", || {}).await?;
+        ensure!(
+            !journaled(&attempt.journal(lab, 2)?, "ContIssued"),
+            "the guest was let run already"
+        );
+        kill(&victim.find(lab, &guest)?)
+    }
+    .await;
+    processes::signal(&controller, Signal::CONT);
+    processes::signal(&obeying, Signal::CONT);
+    outcome?;
+    victim.heal(lab)?;
+    attempt.settles(lab, guest, allowed).await
+}
+
+/// At once when the guest is let run at the destination.
+async fn after_cont(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+    let guest = Guest::start(lab).await?;
+    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let process = until("there is somebody to kill", async || {
+        Ok(victim.find(lab, &guest).ok())
+    })
+    .await?;
+    let killed = when_journaled(attempt.journal(lab, 2)?, "ContIssued", move || {
+        processes::signal(&process, Signal::KILL)
+    })
+    .await?;
+    ensure!(killed, "it had gone");
+    victim.heal(lab)?;
+    attempt.settles(lab, guest, allowed).await
+}
+
+/// Waits until what the destination's agent has said lies unread before the controller, and it says no more.
+async fn told(lab: &mut Lab) -> anyhow::Result<()> {
+    let address = match lab.host(2)?.address {
+        std::net::IpAddr::V4(address) => format!("{:08X}", u32::from_ne_bytes(address.octets())),
+        std::net::IpAddr::V6(_) => anyhow::bail!("the lab has no IPv6"),
+    };
+    let remote = format!("{address}:{:04X}", hosts::AGENT_PORT);
+    let mut seen = (0, 0);
+    until(
+        "the destination's agent has told that the guest is loaded",
+        async || {
+            let table = std::fs::read_to_string("/proc/net/tcp")?;
+            let unread = table
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>())
+                .filter(|fields| fields.get(2) == Some(&remote.as_str()))
+                .filter_map(|fields| u64::from_str_radix(fields.get(4)?.rsplit_once(':')?.1, 16).ok())
+                .sum::<u64>();
+            seen = if unread == seen.0 {
+                (unread, seen.1 + 1)
+            } else {
+                (unread, 0)
+            };
+            Ok((unread > 0 && seen.1 >= 20).then_some(()))
+        },
+    )
+    .await
+}
+
+/// Who is killed and started again at some moment of a migration.
+#[derive(Clone, Copy, Debug)]
+enum Restarted {
+    Agent(usize),
+    Controller,
+}
+
+/// Kills it after so many milliseconds, whatever the migration is doing then, and starts it again at once.
+async fn restarted(lab: &mut Lab, who: Restarted, after: u64) -> anyhow::Result<()> {
+    let guest = Guest::start(lab).await?;
+    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    tokio::time::sleep(std::time::Duration::from_millis(after)).await;
+    match who {
+        Restarted::Agent(host) => lab.restart_agent(host)?,
+        Restarted::Controller => {
+            lab.kill_controller();
+            lab.start_controller()?;
+        }
+    }
+    let outcome = attempt.settles(lab, guest, &[End::Stays, End::Moved]).await;
+    lab.wait_until_ready().await?;
+    outcome.with_context(|| format!("{who:?} after {after} ms"))?;
+    Ok(())
+}
+
 /// Waits until no stream comes in at host 2 any more.
 async fn loaded(lab: &mut Lab) -> anyhow::Result<()> {
     let host = lab.host(2)?;
@@ -158,6 +262,30 @@ fn streams(host: &hosts::Host) -> anyhow::Result<usize> {
         (state == "01").then_some(port)
     });
     Ok(ports.filter(|port| (first..=last).contains(port)).count())
+}
+
+/// Over the whole of a migration, which takes a good half second: not every moment has a name.
+const MOMENTS: [u64; 5] = [20, 90, 180, 300, 450];
+
+pub async fn source_agent_restarted_at_any_moment(lab: &mut Lab) -> anyhow::Result<()> {
+    for after in MOMENTS {
+        restarted(lab, Restarted::Agent(1), after).await?;
+    }
+    Ok(())
+}
+
+pub async fn destination_agent_restarted_at_any_moment(lab: &mut Lab) -> anyhow::Result<()> {
+    for after in MOMENTS {
+        restarted(lab, Restarted::Agent(2), after).await?;
+    }
+    Ok(())
+}
+
+pub async fn controller_restarted_at_any_moment(lab: &mut Lab) -> anyhow::Result<()> {
+    for after in MOMENTS {
+        restarted(lab, Restarted::Controller, after).await?;
+    }
+    Ok(())
 }
 
 pub async fn source_hypervisor_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
@@ -217,5 +345,67 @@ pub async fn destination_agent_killed_before_go_sealed(lab: &mut Lab) -> anyhow:
 
 pub async fn destination_agent_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
     before_go(lab, Seal::Unsealed, Victim::DestinationAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn source_hypervisor_killed_after_go(lab: &mut Lab) -> anyhow::Result<()> {
+    after_go(lab, Victim::SourceHypervisor, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_hypervisor_killed_after_go(lab: &mut Lab) -> anyhow::Result<()> {
+    after_go(lab, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    Ok(())
+}
+
+pub async fn source_agent_killed_after_go(lab: &mut Lab) -> anyhow::Result<()> {
+    after_go(lab, Victim::SourceAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_agent_killed_after_go(lab: &mut Lab) -> anyhow::Result<()> {
+    after_go(lab, Victim::DestinationAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn source_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+    after_cont(lab, Victim::SourceHypervisor, &[End::Moved]).await?;
+    Ok(())
+}
+
+/// What runs at the destination is the only copy. Dead before its agent has told that it runs, it is a lost guest; a
+/// moment later it is a guest that has moved and crashed. The source's copy never runs again.
+pub async fn destination_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+    let guest = Guest::start(lab).await?;
+    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let process = until("the destination's process", async || {
+        Ok(guest.process(lab, 2).ok())
+    })
+    .await?;
+    let killed = when_journaled(attempt.journal(lab, 2)?, "ContIssued", move || {
+        processes::signal(&process, Signal::KILL)
+    })
+    .await?;
+    ensure!(killed, "it had gone");
+    let ended = attempt.ended(lab).await?;
+    println!("  {:?}, {}: {}", ended.end, ended.reason, ended.message);
+    match ended.end {
+        End::Lost => guest.state(lab, GuestState::Lost).await?,
+        End::Moved => guest.state(lab, GuestState::Crashed).await?,
+        End::Stays => anyhow::bail!("the source's copy was let run again: {ended:?}"),
+    };
+    guest.nothing_left(lab, 1).await?;
+    ensure!(guest.processes(lab, 2)?.is_empty(), "it lives");
+    guest.ran_once()?;
+    guest.remove(lab).await
+}
+
+pub async fn source_agent_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+    after_cont(lab, Victim::SourceAgent, &[End::Moved]).await?;
+    Ok(())
+}
+
+pub async fn destination_agent_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+    after_cont(lab, Victim::DestinationAgent, &[End::Moved]).await?;
     Ok(())
 }

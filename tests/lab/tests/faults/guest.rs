@@ -19,7 +19,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 /// How long anything may take that takes milliseconds by itself: the machine may have other things to do.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at something that does not tell by itself.
 pub const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -187,16 +187,16 @@ impl Guest {
         }
     }
 
-    /// Types a character at its console.
-    pub fn types(&self, lab: &mut Lab, host: usize, character: u8) -> anyhow::Result<()> {
+    /// Types at its console on a host. The guest reads it as long as the connection is held.
+    pub fn types(&self, lab: &mut Lab, host: usize, text: &str) -> anyhow::Result<UnixStream> {
         let path = directory(&lab.host(host)?.directory, &self.uid).join("console.sock");
         let mut console =
             UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))?;
-        std::io::Write::write_all(&mut console, &[character])?;
-        // Gone too early, and the hypervisor takes it for a hang-up before it has read.
-        console.shutdown(std::net::Shutdown::Write)?;
-        std::io::Read::read(&mut console, &mut [0])?;
-        Ok(())
+        std::io::Write::write_all(&mut console, text.as_bytes())?;
+        // What the guest writes is read by nobody here, and is not to hold it up.
+        let mut output = console.try_clone()?;
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        Ok(console)
     }
 
     /// Deletes it, and checks that nothing of it is left on any host.

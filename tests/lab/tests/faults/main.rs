@@ -8,26 +8,57 @@
     reason = "tests"
 )]
 
+mod acts;
 mod attempt;
 mod crashes;
 mod guest;
+mod input;
+mod strangers;
 
 use std::process::ExitCode;
 
+use acts::{the_guest_panics, the_guest_powers_off, the_guest_resets};
 use crashes::{
-    destination_agent_killed_before_go_sealed, destination_agent_killed_before_go_unsealed,
-    destination_agent_killed_in_pre_copy, destination_hypervisor_killed_before_go_sealed,
+    controller_restarted_at_any_moment, destination_agent_killed_after_cont,
+    destination_agent_killed_after_go, destination_agent_killed_before_go_sealed,
+    destination_agent_killed_before_go_unsealed, destination_agent_killed_in_pre_copy,
+    destination_agent_restarted_at_any_moment, destination_hypervisor_killed_after_cont,
+    destination_hypervisor_killed_after_go, destination_hypervisor_killed_before_go_sealed,
     destination_hypervisor_killed_before_go_unsealed, destination_hypervisor_killed_in_pre_copy,
-    source_agent_killed_before_go_sealed, source_agent_killed_before_go_unsealed,
-    source_agent_killed_in_pre_copy, source_hypervisor_killed_before_go_sealed,
+    source_agent_killed_after_cont, source_agent_killed_after_go, source_agent_killed_before_go_sealed,
+    source_agent_killed_before_go_unsealed, source_agent_killed_in_pre_copy,
+    source_agent_restarted_at_any_moment, source_hypervisor_killed_after_cont,
+    source_hypervisor_killed_after_go, source_hypervisor_killed_before_go_sealed,
     source_hypervisor_killed_before_go_unsealed, source_hypervisor_killed_in_pre_copy,
 };
 use godwit_lab::{LabOptions, cases};
+use input::{
+    a_certificate_of_another_authority_is_rejected, a_certificate_of_another_host_is_rejected,
+    a_guest_that_does_not_run_is_refused, a_hypervisor_may_be_missing, a_hypervisor_may_break,
+    a_second_active_migration_is_refused, a_stopped_agents_host_is_refused, ports_may_run_out,
+    too_little_memory_is_refused, unknown_names_are_refused,
+};
+use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
         LabOptions::new("faults"),
         cases![
+            unknown_names_are_refused,
+            a_second_active_migration_is_refused,
+            a_guest_that_does_not_run_is_refused,
+            a_stopped_agents_host_is_refused,
+            too_little_memory_is_refused,
+            ports_may_run_out,
+            a_hypervisor_may_be_missing,
+            a_hypervisor_may_break,
+            a_certificate_of_another_authority_is_rejected,
+            a_certificate_of_another_host_is_rejected,
+            garbage_on_the_agent_port_disturbs_nobody,
+            strangers_on_the_migration_port_get_nothing,
+            the_guest_powers_off,
+            the_guest_panics,
+            the_guest_resets,
             source_hypervisor_killed_in_pre_copy,
             destination_hypervisor_killed_in_pre_copy,
             source_agent_killed_in_pre_copy,
@@ -40,6 +71,17 @@ fn main() -> ExitCode {
             source_agent_killed_before_go_unsealed,
             destination_agent_killed_before_go_sealed,
             destination_agent_killed_before_go_unsealed,
+            source_hypervisor_killed_after_go,
+            destination_hypervisor_killed_after_go,
+            source_agent_killed_after_go,
+            destination_agent_killed_after_go,
+            source_hypervisor_killed_after_cont,
+            destination_hypervisor_killed_after_cont,
+            source_agent_killed_after_cont,
+            destination_agent_killed_after_cont,
+            source_agent_restarted_at_any_moment,
+            destination_agent_restarted_at_any_moment,
+            controller_restarted_at_any_moment,
         ],
     )
 }
