@@ -829,11 +829,12 @@ impl Hand {
     }
 
     /// A guest that stands in an end of its own is left in it: nobody lets a guest run that powered off.
+    /// One that runs is left running: the hypervisor has let it run by itself because it ran before its stream, and
+    /// knows that better than an agent that was away, or has not yet seen a user's resume.
     async fn restore(&self, wanted: Wanted) -> Result<(), HypervisorError> {
         let run = self.guest.run_state().await?;
         match (wanted, run) {
             (Wanted::Run, RunState::Paused | RunState::StoppedForMigration) => self.guest.resume().await,
-            (Wanted::StayStopped, RunState::Running) => self.guest.pause().await,
             (Wanted::Run, RunState::Incoming) => Err(HypervisorError::Protocol(
                 "the source waits for an incoming guest".into(),
             )),

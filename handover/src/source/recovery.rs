@@ -205,6 +205,13 @@ fn living(
         // Nothing was begun, or the start never reached the hypervisor: the order will be given again.
         (StreamFact::None, _) if story.wanted.is_none() => (Stage::Begun, vec![]),
         (StreamFact::None | StreamFact::Cancelled, _) => abort(Cause::StreamFailed),
+        // Without the intent the switchover was never ordered: an end of the stream is an earlier migration's (a guest
+        // that has arrived shows one too), or this one's before its switchover.
+        (StreamFact::SwitchingOver | StreamFact::Completed | StreamFact::Failed, false)
+            if story.wanted.is_none() =>
+        {
+            abort(Cause::StreamFailed)
+        }
         (StreamFact::Active, true) => {
             let entry = SourceEntry::Intent { wanted };
             (

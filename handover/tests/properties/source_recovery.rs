@@ -1,6 +1,6 @@
 //! A source that is taken up again from its journal promises no more and no less than was written.
 
-use godwit_handover::{Source, SourceEffect, SourceEntry, SourceReport};
+use godwit_handover::{Source, SourceEffect, SourceEntry, SourceFacts, SourceReport, StreamFact};
 use proptest::prelude::*;
 
 use crate::source_run::{self, facts};
@@ -76,5 +76,34 @@ proptest! {
                 prop_assert!(rest);
             }
         }
+    }
+}
+
+/// Without a journaled intent the switchover was never ordered: a stopped guest whose process shows an ended stream,
+/// an earlier migration's, is not kept in doubt for ever.
+#[test]
+fn an_earlier_migrations_stream_leaves_no_doubt() {
+    let begun = SourceEntry::Begun {
+        terms: words::terms(),
+        budget_micros: 300_000,
+    };
+    for stream in [StreamFact::Completed, StreamFact::Failed] {
+        let facts = SourceFacts::Alive {
+            running: false,
+            stream,
+        };
+        let (machine, step) = Source::recover(std::slice::from_ref(&begun), words::GATES, facts).unwrap();
+        assert!(
+            matches!(machine.report(), SourceReport::Aborting(_)),
+            "{stream:?}"
+        );
+        let journaled = matches!(
+            step.effects[..],
+            [SourceEffect::Journal(SourceEntry::AbortIntent {
+                switchover: false,
+                ..
+            })]
+        );
+        assert!(journaled, "{:?}", step.effects);
     }
 }
