@@ -85,6 +85,16 @@ impl Attempt {
         .with_context(|| format!("{last:?}"))
     }
 
+    /// Waits until what an agent tells reaches the controller anew.
+    pub async fn is_heard_again(&self, lab: &Lab) -> anyhow::Result<()> {
+        let before = self.status(lab).await?;
+        until("the migration's status moves on", async || {
+            let now = self.status(lab).await?;
+            Ok((now.phase != before.phase || now.progress != before.progress).then_some(()))
+        })
+        .await
+    }
+
     /// The migration's journal on a host.
     pub fn journal(&self, lab: &mut Lab, host: usize) -> anyhow::Result<PathBuf> {
         let directory = lab.host(host)?.directory.join("state/journals");

@@ -11,8 +11,6 @@ use crate::guest::{Guest, until};
 
 /// Slow enough that a busy guest's memory travels for seconds, in Mbit/s.
 pub const SLOW: u32 = 160;
-/// Slow enough that a busy guest always has something left to send, and no slower.
-const NARROW: u32 = 500;
 
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +78,9 @@ async fn in_pre_copy(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::
         anyhow::Ok(attempt)
     }
     .await;
-    if allowed.contains(&End::Moved) {
+    if let (Ok(attempt), true) = (&outcome, allowed.contains(&End::Moved)) {
         lab.wait_until_ready().await?;
+        attempt.is_heard_again(lab).await?;
     }
     lab.network.shape(1, None)?;
     outcome?.settles(lab, guest, allowed).await
@@ -102,7 +101,7 @@ async fn before_go(lab: &mut Lab, seal: Seal, victim: Victim, allowed: &[End]) -
     let (guest, entry) = match seal {
         Seal::Sealed => {
             let guest = Guest::start_busy(lab).await?;
-            lab.network.shape(1, Some(NARROW))?;
+            lab.network.shape(1, Some(SLOW))?;
             (guest, "Sealed")
         }
         Seal::Unsealed => (Guest::start(lab).await?, "Intent"),
@@ -164,7 +163,13 @@ async fn after_go(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Res
     processes::signal(&obeying, Signal::CONT);
     outcome?;
     victim.heal(lab)?;
-    attempt.settles(lab, guest, allowed).await
+    let ended = attempt.settles(lab, guest, allowed).await?;
+    let obeyed = journaled(&attempt.journal(lab, 2)?, "ContIssued");
+    ensure!(
+        obeyed == (ended.end != End::Stays),
+        "{ended:?}, and that it was let run is journaled: {obeyed}"
+    );
+    Ok(ended)
 }
 
 /// At once when the guest is let run at the destination.
@@ -353,8 +358,10 @@ pub async fn source_hypervisor_killed_after_go(lab: &mut Lab) -> anyhow::Result<
     Ok(())
 }
 
+/// Its agent finds the death and the order to let it run at the same time. Where it had written down that it obeys, the
+/// guest may have run for all that it can prove; otherwise the source goes on.
 pub async fn destination_hypervisor_killed_after_go(lab: &mut Lab) -> anyhow::Result<()> {
-    after_go(lab, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    after_go(lab, Victim::DestinationHypervisor, &[End::Stays, End::Lost]).await?;
     Ok(())
 }
 

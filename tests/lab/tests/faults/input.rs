@@ -45,8 +45,11 @@ pub async fn a_second_active_migration_is_refused(lab: &mut Lab) -> anyhow::Resu
     let guest = Guest::start_busy(lab).await?;
     lab.network.shape(1, Some(crate::crashes::SLOW))?;
     let first = Attempt::order(lab, &guest.name, "h2").await?;
-    let second = Attempt::order(lab, &guest.name, "h2").await;
-    let refused = async { second?.ended(lab).await }.await;
+    let refused = async {
+        first.streams(lab).await?;
+        Attempt::order(lab, &guest.name, "h2").await?.ended(lab).await
+    }
+    .await;
     lab.network.shape(1, None)?;
     let refused = refused?;
     ensure!(refused.reason == "AnotherMigrationActive", "{refused:?}");
