@@ -7,7 +7,7 @@ use godwit_crds::condition::find_condition;
 use godwit_crds::guest_record::GuestReference;
 use godwit_crds::quantity::memory_bytes;
 use godwit_crds::virtual_machine::GuestState;
-use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineStatus};
+use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineMigration, VirtualMachineStatus};
 use godwit_protocol::{Category, Fault, GuestName, StartGuest};
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
@@ -124,16 +124,23 @@ fn judge(
     let active = own()
         .find(|migration| !validate::ended(migration))
         .map(|migration| migration.name_any());
-    let lost = own()
-        .filter_map(|migration| migration.status.as_ref())
-        .any(|status| {
+    // The image that died was the source's at the migration's epoch, or the destination's at the next one.
+    let of_this_image = |migration: &VirtualMachineMigration, epoch: Option<i64>| {
+        record.zip(epoch).is_some_and(|(record, epoch)| {
+            let armed = record.migration.as_ref().map(|armed| armed.uid.as_str());
+            record.epoch == epoch || record.epoch == epoch + 1 && armed == migration.uid().as_deref()
+        })
+    };
+    let lost = own().any(|migration| {
+        migration.status.as_ref().is_some_and(|status| {
             status.virtual_machine_uid.as_deref() == Some(&uid)
-                && status.epoch == record.map(|record| record.epoch)
+                && of_this_image(migration, status.epoch)
                 && status
                     .failure
                     .as_ref()
                     .is_some_and(|failure| failure.reason == MigrationReason::GuestLost.word())
-        });
+        })
+    });
     let epoch = record
         .and_then(|record| u64::try_from(record.epoch).ok())
         .unwrap_or(0);
