@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::Epoch;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::definition::Definition;
@@ -27,6 +28,9 @@ use crate::taps::{TapError, tap_name};
 /// How long a killed process may take to go.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const MEBIBYTE: u64 = 1 << 20;
+/// How long the kernel may take to empty the cgroup of a process that has ended.
+const CGROUP_EMPTIES: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// What is to be launched.
 pub(super) struct LaunchOrder {
@@ -322,6 +326,19 @@ impl Inner {
         self.changed();
     }
 
+    /// A process is told to have ended a moment before the kernel has taken it out of its cgroup.
+    async fn remove_cgroup(&self, slot: &Slot) -> Vec<String> {
+        let name = self.cgroup(&slot.uid);
+        let deadline = Instant::now() + CGROUP_EMPTIES;
+        loop {
+            let left = self.settings.cgroups.remove(&name);
+            if left.is_empty() || Instant::now() >= deadline {
+                return left;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Removes everything but the record that is left of a guest whose process is gone. `false` if it is not here.
     pub(super) async fn clear(&self, slot: &Slot) -> Result<bool, GuestError> {
         let Some(taps) = slot.here(|here| here.entry.taps.clone())? else {
@@ -330,7 +347,7 @@ impl Inner {
         for tap in &taps {
             self.settings.taps.delete(tap).await.map_err(from_tap)?;
         }
-        for problem in self.settings.cgroups.remove(&self.cgroup(&slot.uid)) {
+        for problem in self.remove_cgroup(slot).await {
             warn!(guest = %slot.uid, %problem, "the guest's cgroup could not be removed");
         }
         let directory = self.directory(&slot.uid);

@@ -8,6 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -18,6 +19,7 @@ use crate::{cache, network};
 
 const LAST: u8 = 250;
 const KEPT_LOGS: usize = 30;
+const GROUP_EMPTIES: Duration = Duration::from_secs(5);
 
 /// A run that this process holds. Dropped, it is removed from the system.
 #[derive(Debug)]
@@ -325,8 +327,7 @@ fn remove(number: u8, directory: &Path) -> anyhow::Result<()> {
             bail!("{} ({}) cannot be killed", first.program, first.pid);
         }
         for group in groups {
-            // Only an empty group can be removed, and one that others use too is not ours.
-            let _ = std::fs::remove_dir(group);
+            remove_group(&group);
         }
     }
     if let Some(left) = owner.processes().first() {
@@ -337,6 +338,20 @@ fn remove(number: u8, directory: &Path) -> anyhow::Result<()> {
         std::fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))?;
     }
     Ok(())
+}
+
+/// Removes a control group that is empty, or is about to be: a process is told to have ended a moment before the
+/// kernel has taken it out of its group. One that others use too is not ours and stays.
+fn remove_group(group: &Path) {
+    let deadline = Instant::now() + GROUP_EMPTIES;
+    loop {
+        match std::fs::remove_dir(group) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(_) | Ok(()) => return,
+        }
+    }
 }
 
 /// The control groups that an agent made for guests, deepest first: those with godwit's name in them.
