@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use godwit_lab::guest::{Guest, STARTS_WITHIN};
 use godwit_lab::observer::Observer;
-use godwit_lab::processes::Seen;
 use godwit_lab::{Host, Lab};
 use serde_json::{Value, json};
 
@@ -26,14 +25,19 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// From the hypervisor that an agent has started.
+    /// From the hypervisor that a host's agent has started for a guest.
     ///
     /// # Errors
-    /// When it has ended.
-    pub fn of(hypervisor: &Seen, pool: &Path) -> anyhow::Result<Self> {
-        let bytes =
-            std::fs::read(format!("/proc/{}/cmdline", hypervisor.pid)).context("read QEMU's arguments")?;
-        let text = String::from_utf8(bytes).context("QEMU's arguments are text")?;
+    /// When there is none.
+    pub fn of(host: &Host, guest: &Guest, pool: &Path) -> anyhow::Result<Self> {
+        let mut arguments = host
+            .hypervisors()
+            .into_iter()
+            .filter_map(|seen| std::fs::read(format!("/proc/{}/cmdline", seen.pid)).ok())
+            .filter_map(|bytes| String::from_utf8(bytes).ok());
+        let text = arguments
+            .find(|text| text.split('\0').any(|word| word == guest.uid))
+            .with_context(|| format!("{} has no hypervisor for {}", host.name, guest.name))?;
         let mut words = text.trim_end_matches('\0').split('\0').map(str::to_owned);
         let program = PathBuf::from(words.next().context("QEMU has no arguments")?);
         let mut arguments: Vec<String> = words.collect();

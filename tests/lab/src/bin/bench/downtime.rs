@@ -36,11 +36,7 @@ struct Stops {
 pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     let guest = setting::start(lab, LIGHT).await?;
     let host = lab.hosts.first().context("the lab has no hosts")?;
-    let hypervisors = host.hypervisors();
-    let recipe = Recipe::of(
-        hypervisors.first().context("the guest has no hypervisor")?,
-        lab.pool(),
-    )?;
+    let recipe = Recipe::of(host, &guest, lab.pool())?;
     let mut by_hand = HandGuest::start(lab, LIGHT.name, recipe, LIGHT.interval)?;
     let (mut ours, mut theirs) = (Stops::default(), Stops::default());
     // One round to warm up.

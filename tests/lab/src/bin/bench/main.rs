@@ -107,30 +107,29 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     for skipped in lab.network.skipped() {
         println!("{skipped}");
     }
-    let mut rows: Vec<Row> = Vec::new();
+    let mut results = Results::default();
     if wanted(Measurement::Rest) {
         say("memory at rest");
-        rows.extend(rest::memory(&mut lab, extent.settle).await?);
+        results.take(rest::memory(&mut lab, extent.settle).await);
     }
     if wanted(Measurement::Overhead) {
         say(&format!("overhead: {} migrations", extent.overhead + 1));
-        rows.extend(overhead::measure(&lab, extent.overhead).await?);
+        results.take(overhead::measure(&lab, extent.overhead).await);
     }
     if wanted(Measurement::Downtime) {
         say(&format!("downtime: 2 × {} migrations", extent.downtime + 1));
-        rows.extend(downtime::measure(&lab, extent.downtime).await?);
+        results.take(downtime::measure(&lab, extent.downtime).await);
     }
     if wanted(Measurement::Throughput) {
-        say(&format!(
-            "throughput: 2 × {} migrations of 1 GiB",
-            2 * extent.throughput + 1
-        ));
-        rows.extend(throughput::measure(&lab, extent.throughput).await?);
+        let moves = 2 * extent.throughput + 1;
+        say(&format!("throughput: 2 × {moves} migrations of 1 GiB"));
+        results.take(throughput::measure(&lab, extent.throughput).await);
     }
     if wanted(Measurement::Rest) {
         say("API writes at rest");
-        rows.extend(rest::writes(&lab, extent.settle, extent.rest).await?);
+        results.take(rest::writes(&lab, extent.settle, extent.rest).await);
     }
+    let Results { rows, failures } = results;
     lab.stop().await?;
     let path = cache::workspace().join("target/bench/results.json");
     rows::write(&rows, &path)?;
@@ -144,7 +143,29 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         begun.elapsed().as_secs_f64(),
         path.display()
     );
+    if failures > 0 {
+        bail!("{failures} of the measurements failed");
+    }
     Ok(rows.iter().all(|row| row.holds != Some(false)))
+}
+
+/// What was measured so far. A measurement that fails does not keep the others from being made.
+#[derive(Default)]
+struct Results {
+    rows: Vec<Row>,
+    failures: usize,
+}
+
+impl Results {
+    fn take(&mut self, measured: anyhow::Result<Vec<Row>>) {
+        match measured {
+            Ok(rows) => self.rows.extend(rows),
+            Err(error) => {
+                self.failures += 1;
+                eprintln!("bench: not measured: {error:#}");
+            }
+        }
+    }
 }
 
 fn say(what: &str) {

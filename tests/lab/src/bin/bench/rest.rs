@@ -61,14 +61,9 @@ pub async fn writes(lab: &Lab, settle: Duration, window: Duration) -> anyhow::Re
     }
     setting::remove(lab, &guest).await?;
     let count = u32::try_from(others.len()).context("too many writes")?;
-    let seconds = if window.as_secs() == 60 {
-        "in 60 s"
-    } else {
-        "in a short time"
-    };
     Ok(vec![Row::of(
         "api-writes-at-rest",
-        seconds,
+        "writes",
         &[f64::from(count)],
         Some(Bound::AtMost(0.0)),
     )?])

@@ -27,11 +27,7 @@ const MIB: f64 = 1_048_576.0;
 pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     let guest = setting::start(lab, HEAVY).await?;
     let host = lab.hosts.first().context("the lab has no hosts")?;
-    let hypervisors = host.hypervisors();
-    let recipe = Recipe::of(
-        hypervisors.first().context("the guest has no hypervisor")?,
-        lab.pool(),
-    )?;
+    let recipe = Recipe::of(host, &guest, lab.pool())?;
     let mut by_hand = HandGuest::start(lab, HEAVY.name, recipe, HEAVY.interval)?;
     let mut race = Race {
         lab,
