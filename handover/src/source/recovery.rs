@@ -82,7 +82,13 @@ impl Source {
     ) -> Option<(Self, Step<SourceEffect>)> {
         let story = read(entries)?;
         let wanted = story.wanted.unwrap_or(match facts {
-            SourceFacts::Alive { running: true, .. } => Wanted::Run,
+            // Before the switchover the hypervisor stops the guest by itself: that it stands still there is not its
+            // own wish. One that was paused by a hand while memory travelled has that in its journal.
+            SourceFacts::Alive { running: true, .. }
+            | SourceFacts::Alive {
+                stream: StreamFact::BeforeSwitchover,
+                ..
+            } => Wanted::Run,
             SourceFacts::Alive { running: false, .. } | SourceFacts::Gone => Wanted::StayStopped,
         });
         let (stage, effects) = stand(&story, wanted, facts, gates);
