@@ -50,8 +50,8 @@ pub async fn the_guest_resets(lab: &mut Lab) -> anyhow::Result<()> {
     let outcome = async {
         let attempt = Attempt::order(lab, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
-        let console = guest.types(lab, 1, "reset\n")?;
         let before = guest.observer.verdict().boots;
+        let console = guest.types(lab, 1, "reset\n")?;
         until("the guest starts again", async || {
             Ok((guest.observer.verdict().boots > before).then_some(()))
         })
