@@ -116,12 +116,10 @@ impl Pools {
             let disk = match (&disk.file, &disk.block_device) {
                 (Some(file), _) => DiskFile {
                     file: self.open_file(file, !disk.read_only)?,
-                    read_only: self.open_file(file, false)?,
                     block_device: false,
                 },
                 (None, Some(path)) => DiskFile {
                     file: self.open_device(path, !disk.read_only)?,
-                    read_only: self.open_device(path, false)?,
                     block_device: true,
                 },
                 // A checked definition names one of the two.

@@ -113,8 +113,6 @@ pub struct GuestFiles {
 pub struct DiskFile {
     /// Opened for reading and writing, or only for reading where the definition says so.
     pub file: OwnedFd,
-    /// Opened for reading, which some hypervisors need beside the other.
-    pub read_only: OwnedFd,
     /// Whether it is a block device.
     pub block_device: bool,
 }

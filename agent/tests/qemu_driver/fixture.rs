@@ -150,7 +150,6 @@ impl Bench {
             .iter()
             .map(|disk| DiskFile {
                 file: open(!disk.read_only),
-                read_only: open(false),
                 block_device: false,
             })
             .collect();
