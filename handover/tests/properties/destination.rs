@@ -15,7 +15,7 @@ use crate::words;
 fn orders(run: &Run) -> impl Iterator<Item = (&DestinationEffect, &[Line])> {
     run.log.iter().enumerate().filter_map(|(i, line)| match line {
         Line::Effect(effect) => Some((effect, &run.log[..i])),
-        Line::Event(_) | Line::Report(_) | Line::Restart => None,
+        Line::Event(_) | Line::Report(_) | Line::Restart { .. } => None,
     })
 }
 
@@ -72,7 +72,7 @@ proptest! {
             }
             let issued = before.iter().rev().find_map(|line| match line {
                 Line::Effect(DestinationEffect::Journal(DestinationEntry::ContIssued(go))) => Some(*go),
-                Line::Effect(_) | Line::Event(_) | Line::Report(_) | Line::Restart => None,
+                Line::Effect(_) | Line::Event(_) | Line::Report(_) | Line::Restart { .. } => None,
             });
             let go = issued.expect("journaled before");
             prop_assert_eq!(go.wanted, Wanted::Run);
@@ -96,7 +96,7 @@ proptest! {
                 Line::Effect(DestinationEffect::Resume) => may_have_run = true,
                 Line::Event(DestinationEvent::ResumeRefused | DestinationEvent::NotRunnable) => may_have_run = false,
                 Line::Effect(DestinationEffect::Destroy) => prop_assert!(!may_have_run),
-                Line::Effect(_) | Line::Event(_) | Line::Report(_) | Line::Restart => {}
+                Line::Effect(_) | Line::Event(_) | Line::Report(_) | Line::Restart { .. } => {}
             }
         }
     }
@@ -108,7 +108,7 @@ proptest! {
         for line in &run.log {
             match line {
                 // What was not written is forgotten.
-                Line::Restart => given_up = any_entry(&run.journal, is_revert) && given_up,
+                Line::Restart { written } => given_up = any_entry(&run.journal[..*written], is_revert),
                 Line::Effect(DestinationEffect::Journal(entry)) => {
                     given_up |= is_revert(entry);
                     let issued = matches!(entry, DestinationEntry::ContIssued(_) | DestinationEntry::TakenOver(_));
@@ -138,7 +138,7 @@ proptest! {
                 Line::Report(report) => {
                     prop_assert!(!taken_over, "{:?}", report);
                 }
-                Line::Event(_) | Line::Restart => {}
+                Line::Event(_) | Line::Restart { .. } => {}
             }
         }
     }
@@ -328,7 +328,7 @@ fn the_lives_reach_every_part() {
             .iter()
             .position(|l| matches!(l, Line::Effect(DestinationEffect::Resume)));
         if let Some(at) = resumed {
-            restarted += usize::from(run.log[at..].iter().any(|l| matches!(l, Line::Restart)));
+            restarted += usize::from(run.log[at..].iter().any(|l| matches!(l, Line::Restart { .. })));
         }
     }
     let reached = [running, stopped, reverted, lost, refused, restarted];

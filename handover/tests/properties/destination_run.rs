@@ -30,7 +30,10 @@ pub enum Line {
     /// Ordered by the machine.
     Effect(DestinationEffect),
     Report(DestinationReport),
-    Restart,
+    /// The agent came back and read so many entries in its journal.
+    Restart {
+        written: usize,
+    },
 }
 
 /// A life with everything that has happened in it, in order.
@@ -138,7 +141,9 @@ impl Run {
         let Some((machine, step)) = Destination::recover(&self.journal, words::GATES, facts) else {
             return;
         };
-        self.log.push(Line::Restart);
+        self.log.push(Line::Restart {
+            written: self.journal.len(),
+        });
         self.machine = machine;
         self.todo.clear();
         self.journal_broken = false;
