@@ -200,6 +200,9 @@ impl Bench {
     pub fn tell(&self, name: &str, letter: u8) {
         let mut console = UnixStream::connect(self.path(name).join("console.sock")).unwrap();
         console.write_all(&[letter]).unwrap();
+        // The half that is closed is seen after the letter; to close both could overtake it.
+        console.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = std::io::copy(&mut console, &mut std::io::sink());
     }
 }
 

@@ -2,8 +2,6 @@
 //! and what the observer makes of its lines.
 
 use std::fmt::Debug;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +15,7 @@ use kube::{Client, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::console::type_at;
 use crate::observer::Observer;
 use crate::{Host, Lab};
 
@@ -140,16 +139,7 @@ impl Guest {
     /// # Errors
     /// When the guest has no console there.
     pub fn tell(&self, host: &Host, words: &str) -> anyhow::Result<()> {
-        let path = directory(host, &self.uid).join("console.sock");
-        let mut console = UnixStream::connect(&path).with_context(|| format!("open {}", path.display()))?;
-        console.write_all(words.as_bytes())?;
-        console.shutdown(std::net::Shutdown::Write)?;
-        // The guest's answer is read from the log; the console closes when the hypervisor has taken the words. What
-        // it sends until then has to be read, or the guest would wait.
-        console.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut answer = [0; 4096];
-        while console.read(&mut answer)? > 0 {}
-        Ok(())
+        type_at(&directory(host, &self.uid).join("console.sock"), words)
     }
 
     /// Its record.

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod cases;
 pub mod certificates;
 pub mod chart;
+pub mod console;
 pub mod control_plane;
 pub mod credentials;
 pub mod guest;

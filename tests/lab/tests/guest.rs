@@ -21,6 +21,7 @@ use godwit_guest::line::Line;
 use godwit_guest::pattern::{PAGE_BYTES, Pattern};
 use godwit_lab::boot_sector::BootSector;
 use godwit_lab::cache;
+use godwit_lab::console::type_at;
 use godwit_lab::initramfs::{KERNEL_OPTIONS, write_initramfs};
 use godwit_lab::observer::{Observer, Seen};
 use serde_json::{Value, json};
@@ -59,7 +60,7 @@ impl Drop for Place {
 struct Qemu {
     process: Child,
     qmp: BufReader<UnixStream>,
-    serial: UnixStream,
+    serial: PathBuf,
     console: PathBuf,
     started: Instant,
 }
@@ -98,10 +99,6 @@ impl Qemu {
             .spawn()
             .expect("start qemu-system-x86_64");
         let qmp = BufReader::new(connect(&qmp));
-        let serial = connect(&serial);
-        // Whoever connects has to read, or the guest waits.
-        let mut drain = serial.try_clone().unwrap();
-        std::thread::spawn(move || std::io::copy(&mut drain, &mut std::io::sink()));
         let mut qemu = Self {
             process,
             qmp,
@@ -147,8 +144,14 @@ impl Qemu {
     }
 
     /// Tells the guest something over its serial port.
-    fn tell(&mut self, command: &str) {
-        self.serial.write_all(command.as_bytes()).unwrap();
+    fn tell(&self, command: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        // A process that was just started is about to make its sockets.
+        while !self.serial.exists() {
+            assert!(Instant::now() < deadline, "{}", self.serial.display());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        type_at(&self.serial, command).unwrap();
     }
 }
 
@@ -356,7 +359,7 @@ fn one_changed_bit_in_a_guests_memory_is_found() {
         ram.display()
     );
     let observer = Observer::start(INTERVAL);
-    let mut guest = linux(
+    let guest = linux(
         &place,
         "a",
         "godwit.fill=16M",
@@ -399,7 +402,7 @@ fn one_changed_bit_in_a_guests_memory_is_found() {
         })
     }));
     let verdict = observer.verdict();
-    assert!(verdict.counter_continuous());
+    assert!(verdict.counter_continuous(), "{verdict:?}");
     assert!(!verdict.memory_intact());
     assert_eq!(verdict.memory.first_bad, Some(3000));
 }

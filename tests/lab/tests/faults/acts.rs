@@ -15,12 +15,12 @@ async fn ends_by_itself(lab: &mut Lab, word: &str, reason: &str, state: GuestSta
     let outcome = async {
         let attempt = Attempt::order(lab, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
-        let console = guest.types(lab, 1, &format!("{word}\n"))?;
-        anyhow::Ok((attempt, console))
+        guest.types(lab, 1, &format!("{word}\n"))?;
+        anyhow::Ok(attempt)
     }
     .await;
     let ended = match &outcome {
-        Ok((attempt, _)) => attempt.ended(lab).await,
+        Ok(attempt) => attempt.ended(lab).await,
         Err(_) => Err(anyhow::anyhow!("not ordered")),
     };
     lab.network.shape(1, None)?;
@@ -51,16 +51,16 @@ pub async fn the_guest_resets(lab: &mut Lab) -> anyhow::Result<()> {
         let attempt = Attempt::order(lab, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
         let before = guest.observer.verdict().boots;
-        let console = guest.types(lab, 1, "reset\n")?;
+        guest.types(lab, 1, "reset\n")?;
         until("the guest starts again", async || {
             Ok((guest.observer.verdict().boots > before).then_some(()))
         })
         .await?;
-        anyhow::Ok((attempt, console))
+        anyhow::Ok(attempt)
     }
     .await;
     lab.network.shape(1, None)?;
-    let (attempt, _console) = outcome?;
+    let attempt = outcome?;
     let ended = attempt.ended(lab).await?;
     println!("  {}: {}", ended.reason, ended.message);
     ensure!(ended.end == End::Moved, "{ended:?}");

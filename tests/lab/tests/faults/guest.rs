@@ -1,7 +1,6 @@
 //! A guest that a case works on: a boot sector that counts, or a Linux guest that keeps its memory changing.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use godwit_crds::VirtualMachine;
 use godwit_crds::virtual_machine::GuestState;
 use godwit_lab::Lab;
 use godwit_lab::boot_sector::BootSector;
+use godwit_lab::console::type_at;
 use godwit_lab::lab::{INITRAMFS, KERNEL};
 use godwit_lab::observer::Observer;
 use godwit_lab::processes::Seen;
@@ -187,16 +187,12 @@ impl Guest {
         }
     }
 
-    /// Types at its console on a host. The guest reads it as long as the connection is held.
-    pub fn types(&self, lab: &mut Lab, host: usize, text: &str) -> anyhow::Result<UnixStream> {
-        let path = directory(&lab.host(host)?.directory, &self.uid).join("console.sock");
-        let mut console =
-            UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))?;
-        std::io::Write::write_all(&mut console, text.as_bytes())?;
-        // What the guest writes is read by nobody here, and is not to hold it up.
-        let mut output = console.try_clone()?;
-        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-        Ok(console)
+    /// Types at its console on a host.
+    pub fn types(&self, lab: &mut Lab, host: usize, text: &str) -> anyhow::Result<()> {
+        type_at(
+            &directory(&lab.host(host)?.directory, &self.uid).join("console.sock"),
+            text,
+        )
     }
 
     /// Deletes it, and checks that nothing of it is left on any host.

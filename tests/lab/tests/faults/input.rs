@@ -59,9 +59,8 @@ pub async fn a_second_active_migration_is_refused(lab: &mut Lab) -> anyhow::Resu
 
 pub async fn a_guest_that_does_not_run_is_refused(lab: &mut Lab) -> anyhow::Result<()> {
     let guest = Guest::start(lab).await?;
-    let console = guest.types(lab, 1, "p")?;
+    guest.types(lab, 1, "p")?;
     guest.state(lab, GuestState::ShutOff).await?;
-    drop(console);
     let attempt = Attempt::order(lab, &guest.name, "h2").await?;
     let ended = attempt.ended(lab).await?;
     ensure!(ended.reason == "GuestNotRunning", "{ended:?}");
