@@ -12,11 +12,12 @@ use kube::{Api, Client};
 
 use crate::certificates::Authority;
 use crate::control_plane::ControlPlane;
+use crate::credentials::Credentials;
 use crate::hosts::{AGENT_PORT, AgentFiles, Host};
 use crate::network::Network;
 use crate::process::Process;
 use crate::run::Run;
-use crate::{accelerator, cache, chart, credentials, initramfs};
+use crate::{accelerator, cache, chart, initramfs};
 
 /// The file names in the pool `default` that test guests boot from.
 pub const KERNEL: &str = "vmlinuz";
@@ -109,6 +110,8 @@ pub struct Lab {
     pub network: Network,
     /// What issued the agents' and the controller's certificates.
     pub authority: Authority,
+    /// The controller's, then the hosts' in their order.
+    credentials: Vec<Credentials>,
     controller_kubeconfig: PathBuf,
     programs: PathBuf,
     pool: PathBuf,
@@ -154,13 +157,15 @@ impl Lab {
         let authority = Authority::new("godwit lab agents")?;
         let certificates = run.directory().join("controller");
         authority.write_controller(&certificates)?;
-        let controller_kubeconfig = credentials::write(
+        let controller = Credentials::unbound(
             &control_plane,
             chart::CONTROLLER_ACCOUNT,
             run.records(),
             "controller",
         )
         .await?;
+        let controller_kubeconfig = controller.kubeconfig().to_owned();
+        let mut credentials = vec![controller];
 
         let mut hosts = Vec::with_capacity(options.hosts);
         for number in 1..=options.hosts {
@@ -172,15 +177,22 @@ impl Lab {
                 &programs,
             )?;
             let tls = authority.write_host(&host.directory.join("tls"), &host.name, host.address)?;
-            let kubeconfig =
-                credentials::write(&control_plane, chart::AGENT_ACCOUNT, &host.directory, "agent").await?;
+            let agent = Credentials::of_pod(
+                &control_plane,
+                &host.name,
+                chart::AGENT_ACCOUNT,
+                &host.directory,
+                "agent",
+            )
+            .await?;
             host.configure(&AgentFiles {
                 tls: &tls,
-                kubeconfig: &kubeconfig,
+                kubeconfig: agent.kubeconfig(),
                 pools: &BTreeMap::from([("default".to_owned(), pool.clone())]),
                 qemu: Path::new("qemu-system-x86_64"),
             })?;
             hosts.push(host);
+            credentials.push(agent);
         }
         let mut lab = Self {
             controller: None,
@@ -188,6 +200,7 @@ impl Lab {
             control_plane,
             network,
             authority,
+            credentials,
             controller_kubeconfig,
             programs,
             pool,
@@ -237,6 +250,19 @@ impl Lab {
     /// When its kubeconfig cannot be read.
     pub async fn controller_client(&self) -> anyhow::Result<Client> {
         crate::control_plane::client(&self.controller_kubeconfig, None).await
+    }
+
+    /// What the agent of the host with that number logs in with.
+    ///
+    /// # Errors
+    /// When there is no such host.
+    pub fn agent_credentials(&self, number: usize) -> anyhow::Result<&Credentials> {
+        let found = if number == 0 {
+            None
+        } else {
+            self.credentials.get(number)
+        };
+        found.with_context(|| format!("there is no host {number}"))
     }
 
     /// The pool `default`, which all hosts share.
@@ -416,9 +442,12 @@ impl Lab {
     /// Leaves everything running and gives back the directory with logs and kubeconfigs. `lab down` removes it.
     ///
     /// # Errors
-    /// When the run cannot be marked as left on purpose.
-    pub fn leave(mut self) -> anyhow::Result<PathBuf> {
+    /// When the run cannot be marked as left on purpose, or tokens cannot be had that last.
+    pub async fn leave(mut self) -> anyhow::Result<PathBuf> {
         let records = self.records().to_owned();
+        for credentials in self.credentials.drain(..) {
+            credentials.outlast().await?;
+        }
         if let Some(controller) = &mut self.controller {
             controller.leave();
         }

@@ -83,7 +83,7 @@ async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
     let kubectl = cache::tool("kubectl")?;
     let tools = kubectl.parent().unwrap_or(&kubectl).to_owned();
     let number = lab.number();
-    let records = lab.leave()?;
+    let records = lab.leave().await?;
     println!("\nlogs\n  {}", records.join("logs").display());
     println!("\nto use it");
     println!(

@@ -291,10 +291,8 @@ pub async fn nobody_else_writes_records(lab: &mut Lab) -> anyhow::Result<()> {
         .refused("a tenant reads", "forbidden");
 
     // An agent reads and never writes.
-    let directory = lab.records().to_owned();
-    let kubeconfig =
-        credentials::write(&lab.control_plane, chart::AGENT_ACCOUNT, &directory, "an-agent").await?;
-    let agent = control_plane::client(&kubeconfig, None).await?;
+    let token = credentials::pod_bound_token(&administrator, "h1", chart::AGENT_ACCOUNT).await?;
+    let agent = credentials::client(&lab.control_plane, &token).await?;
     turn(&agent, "guarded", &[("/spec/writer", json!("h1"))])
         .await
         .refused("an agent changes", "forbidden");

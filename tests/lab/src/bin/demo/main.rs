@@ -71,7 +71,7 @@ async fn demonstrate(screen: &Screen) -> anyhow::Result<()> {
         return Err(error.context(format!("logs are in {}", logs.display())));
     }
     if keep {
-        return leave(lab, screen);
+        return leave(lab, screen).await;
     }
     let logs = lab.records().join("logs");
     screen.line("taking everything down");
@@ -261,7 +261,7 @@ spec:
 }
 
 /// Leaves everything running and says what can be done with it.
-fn leave(lab: Lab, screen: &Screen) -> anyhow::Result<()> {
+async fn leave(lab: Lab, screen: &Screen) -> anyhow::Result<()> {
     let programs = cache::programs()?;
     let kubectl = cache::tool("kubectl")?;
     let tools = kubectl.parent().unwrap_or(Path::new("")).to_owned();
@@ -271,7 +271,7 @@ fn leave(lab: Lab, screen: &Screen) -> anyhow::Result<()> {
         .iter()
         .map(|host| host.directory.join("run/guests/*/console.log"))
         .collect();
-    let records = lab.leave()?;
+    let records = lab.leave().await?;
     screen.plain("Everything is left running. To use it:");
     screen.plain(&format!(
         "  export KUBECONFIG={}",
