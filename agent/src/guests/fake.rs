@@ -152,6 +152,10 @@ impl Guest for FakeGuest {
         self.events.subscribe()
     }
 
+    fn has_ended(&self) -> bool {
+        self.state.lock().unwrap().is_none()
+    }
+
     async fn run_state(&self) -> Result<RunState, HypervisorError> {
         self.state.lock().unwrap().ok_or(HypervisorError::Died)
     }

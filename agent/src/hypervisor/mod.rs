@@ -137,6 +137,10 @@ pub trait Guest: Send + Sync {
     /// Events from now on. A receiver that lags must ask [`Guest::run_state`] and [`Guest::stream`] afresh.
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent>;
 
+    /// Whether the process is proved to be gone now, by its pidfd, before any event tells it. A failure to find out
+    /// counts as no.
+    fn has_ended(&self) -> bool;
+
     /// What the guest does now.
     async fn run_state(&self) -> Result<RunState, HypervisorError>;
 

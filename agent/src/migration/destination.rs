@@ -100,7 +100,7 @@ struct Runner {
     /// Answered once the launch has been.
     launched: Option<oneshot::Sender<Result<(), Fault>>>,
     channel: Option<godwit_handover::Channel>,
-    has_guest: bool,
+    guest: Option<Arc<dyn Guest>>,
     nobody_at: Option<Instant>,
     /// When the machine is told that the guest runs.
     told_at: Option<Instant>,
@@ -160,7 +160,7 @@ pub(super) async fn run(start: DestinationStart) {
         waiting: None,
         launched: None,
         channel: None,
-        has_guest: start.guest.is_some(),
+        guest: start.guest,
         nobody_at: None,
         told_at: None,
         looking: false,
@@ -353,8 +353,8 @@ impl Runner {
     fn after_launch(&mut self, outcome: Result<Held, GuestError>) {
         let answer = match outcome {
             Ok(held) => {
-                self.has_guest = true;
                 self.events = Some(held.guest.subscribe());
+                self.guest = Some(held.guest);
                 self.nobody_at = Some(Instant::now() + NOBODY);
                 if let Some(channel) = self.channel.take() {
                     self.feel(DestinationEvent::Launched(channel));
@@ -430,13 +430,7 @@ impl Runner {
                 self.publisher.resumed_at(event.at_micros);
                 self.runs_again();
             }
-            GuestEventKind::Died => {
-                if !matches!(self.machine.report(), DestinationReport::Reverting(_)) {
-                    let words = "The guest's process at the destination is gone";
-                    self.publisher.note(Note::new("DestinationHypervisorDied", words));
-                }
-                self.feel(DestinationEvent::Died);
-            }
+            GuestEventKind::Died => self.died(),
             GuestEventKind::Stream(
                 StreamState::None
                 | StreamState::Setup
@@ -454,11 +448,25 @@ impl Runner {
         }
     }
 
+    fn died(&mut self) {
+        if !matches!(self.machine.report(), DestinationReport::Reverting(_)) {
+            let words = "The guest's process at the destination is gone";
+            self.publisher.note(Note::new("DestinationHypervisorDied", words));
+        }
+        self.feel(DestinationEvent::Died);
+    }
+
     fn told(&mut self, message: Message<DestinationEvent>) {
         let now = Instant::now();
         match message {
             Message::Order(event, reply) => {
                 self.driver.heard(now);
+                // Once it is written down that a dead process was let run, nobody can say any more that it was not.
+                if matches!(event, DestinationEvent::Finish(_))
+                    && self.guest.as_ref().is_some_and(|guest| guest.has_ended())
+                {
+                    self.died();
+                }
                 let outcome = self.step(event);
                 // Whoever ordered may have gone.
                 let _ = reply.send(outcome);
@@ -473,7 +481,7 @@ impl Runner {
 
     /// How often it is looked where events tell the same: they may lag or be lost.
     fn look_interval(&self) -> Option<Duration> {
-        if !self.has_guest || self.closing {
+        if self.guest.is_none() || self.closing {
             return None;
         }
         match self.machine.report() {
@@ -584,6 +592,7 @@ impl Runner {
     /// Nothing of the guest is kept any more.
     fn let_go(&mut self) {
         self.lane = None;
+        self.guest = None;
         self.events = None;
         self.pen = None;
         self.arrival = None;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use godwit_agent::migration::{Migrations, Records};
 use godwit_handover::{
-    Cause, Decision, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
+    Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
 };
 use godwit_protocol::{GuestName, Order, OrderAnswer, Side, Update};
 
@@ -76,6 +76,12 @@ impl Conductor {
             Stand::Ended(outcome) => Some(outcome),
             Stand::Waiting { .. } => None,
         }
+    }
+
+    /// Whether the destination has told that the guest is loaded.
+    pub fn loaded(&self) -> bool {
+        let side = self.destination.as_ref().and_then(|update| update.side.as_ref());
+        side == Some(&Side::Destination(DestinationReport::Loaded))
     }
 
     /// Takes in how both sides stand now.

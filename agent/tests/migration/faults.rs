@@ -223,6 +223,25 @@ async fn a_destination_process_that_dies_on_the_way_leaves_the_guest_at_the_sour
     world.is_at_source().await;
 }
 
+/// The end of the process and the order to let it run come together: that the agent obeys is not written down then.
+#[tokio::test]
+async fn a_destination_process_that_died_unseen_before_go_leaves_the_guest_at_the_source() {
+    let mut world = World::new().await;
+    world
+        .destination
+        .script
+        .dies_unseen
+        .store(true, Ordering::Relaxed);
+    world.until(|c| c.loaded()).await;
+    world.destination.guest().kill();
+    let outcome = world.conduct().await;
+    assert_eq!(outcome, Outcome::Aborted(Cause::DestinationDied));
+    world.is_at_source().await;
+    let journal = std::fs::read(world.destination.journal()).unwrap();
+    let journal = String::from_utf8_lossy(&journal);
+    assert!(journal.contains("RevertIntent") && !journal.contains("ContIssued"));
+}
+
 #[tokio::test]
 async fn a_guest_that_powers_off_on_the_way_stays_at_the_source_powered_off() {
     let mut world = World::new().await;

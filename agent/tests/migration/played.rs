@@ -110,6 +110,8 @@ pub struct Script {
     pub crash: Notify,
     /// Every event is swallowed: only looks tell.
     pub mute: AtomicBool,
+    /// So is the end of the process: nobody has looked at its pidfd yet.
+    pub dies_unseen: AtomicBool,
 }
 
 pub struct Played {
@@ -236,10 +238,12 @@ impl Played {
             state.run = RunState::Broken;
             self.arena.unlock_disks(&self.host);
             // The process's end is seen by its pidfd, whatever else is lost.
-            let _ = self.events.send(GuestEvent {
-                at_micros: now(),
-                kind: GuestEventKind::Died,
-            });
+            if !self.script.dies_unseen.load(Ordering::Relaxed) {
+                let _ = self.events.send(GuestEvent {
+                    at_micros: now(),
+                    kind: GuestEventKind::Died,
+                });
+            }
             self.ended.notify_waiters();
         }
     }
@@ -389,6 +393,10 @@ impl Guest for Handle {
 
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
         self.0.events.subscribe()
+    }
+
+    fn has_ended(&self) -> bool {
+        !self.0.state().alive
     }
 
     async fn run_state(&self) -> Result<RunState, HypervisorError> {

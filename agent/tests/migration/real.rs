@@ -85,6 +85,9 @@ impl Guest for Timed {
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
         self.guest.subscribe()
     }
+    fn has_ended(&self) -> bool {
+        self.guest.has_ended()
+    }
     async fn run_state(&self) -> Result<RunState, HypervisorError> {
         self.guest.run_state().await
     }

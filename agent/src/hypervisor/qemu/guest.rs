@@ -221,6 +221,10 @@ impl Guest for QemuGuest {
         self.events.subscribe()
     }
 
+    fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
     async fn run_state(&self) -> Result<RunState, HypervisorError> {
         Ok(states::run_state(&self.status().await?))
     }
