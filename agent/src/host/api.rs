@@ -11,6 +11,9 @@ use kube::{Client, Config};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How long the connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection may bring nothing until another one is made. Longer than the pause between two renewals of
+/// the lease: a connection that is closed just when it is used again loses a request.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// The name under which this agent owns fields.
 pub const FIELD_MANAGER: &str = "godwit-agent";
@@ -51,7 +54,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ApiError> {
         None => Config::incluster().map_err(|e| unusable(&e))?,
     };
     config.connect_timeout = Some(CONNECT);
-    config.read_timeout = Some(DEADLINE);
+    config.read_timeout = Some(SILENCE);
     config.write_timeout = Some(DEADLINE);
     Client::try_from(config).map_err(|e| unusable(&e))
 }
