@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use godwit_crds::quantity::memory_bytes;
-use godwit_protocol::{AGENT_PORT, TlsFiles};
-use serde::Deserialize;
+use godwit_protocol::{AGENT_PORT, TlsFiles, TrustDomain};
+use serde::{Deserialize, Deserializer};
 
 use crate::guests::{UserRange, words};
+use crate::sandbox::Network;
 
 /// The agent's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -39,6 +40,9 @@ pub struct Config {
     /// VirtualMachine could else name the host's own disks.
     #[serde(default)]
     pub block_devices: Vec<PathBuf>,
+    /// The trust domain of this installation: what its identities' URIs begin with.
+    #[serde(default, deserialize_with = "trust_domain")]
+    pub trust_domain: TrustDomain,
     /// The agent's identity and whom it believes.
     pub tls: Tls,
     /// How to reach the API server; left out, as a pod in the cluster.
@@ -53,6 +57,9 @@ pub struct Config {
     /// User ids that guests run as, one each, where the agent is root.
     #[serde(default)]
     pub guest_users: GuestUsers,
+    /// What of the network guests' processes reach.
+    #[serde(default)]
+    pub guest_network: GuestNetwork,
     /// Memory that guests do not get, for example `512Mi`.
     #[serde(default = "memory_reserve")]
     pub memory_reserve: String,
@@ -138,6 +145,32 @@ impl Default for GuestUsers {
         Self {
             first: 2_100_000_000,
             count: 1000,
+        }
+    }
+}
+
+fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
+    TrustDomain::new(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+/// What of the network guests' hypervisor processes reach by themselves. The guests' own interfaces are no matter of
+/// this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestNetwork {
+    /// Nothing: they get their sockets from the agent.
+    #[default]
+    Isolated,
+    /// The agent's network, for native streams over several connections, which the hypervisors make themselves. A
+    /// guest keeps what it was started with.
+    Migration,
+}
+
+impl From<GuestNetwork> for Network {
+    fn from(network: GuestNetwork) -> Self {
+        match network {
+            GuestNetwork::Isolated => Self::Isolated,
+            GuestNetwork::Migration => Self::Migration,
         }
     }
 }
@@ -395,9 +428,11 @@ tls: {ca: /etc/godwit/ca.pem, certificate: /etc/godwit/tls.pem, key: /etc/godwit
                 last: 49215
             }
         );
+        assert_eq!(config.trust_domain.as_str(), "godwit.dev");
         assert_eq!(config.namespace, "godwit-system");
         assert_eq!(config.reserve_bytes(), 512 << 20);
         assert_eq!(config.qemu.accelerator, Accelerator::Auto);
+        assert_eq!(config.guest_network, GuestNetwork::Isolated);
     }
 
     #[test]
@@ -410,15 +445,19 @@ stateDirectory: /tmp/state
 runDirectory: /tmp/run
 pools: {{default: /srv/pool}}
 blockDevices: [/dev/mapper]
+trustDomain: prod.example
 kubeconfig: /etc/godwit/kubeconfig
 namespace: godwit
 qemu: {{binary: /usr/bin/qemu-system-x86_64, accelerator: tcg}}
 guestUsers: {{first: 70000, count: 10}}
+guestNetwork: migration
 memoryReserve: 2Gi
 "
         ))
         .unwrap();
+        assert_eq!(config.trust_domain.as_str(), "prod.example");
         assert_eq!(config.qemu.accelerator, Accelerator::Tcg);
+        assert_eq!(config.guest_network, GuestNetwork::Migration);
         assert_eq!(
             config.users(),
             UserRange {

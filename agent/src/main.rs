@@ -22,8 +22,7 @@ use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
-use godwit_protocol::{PeerIdentity, ServerTls};
-use jiff::Timestamp;
+use godwit_protocol::{CurrentCredentials, PeerIdentity, ServerTls};
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -135,8 +134,12 @@ fn begin(config: Config) -> anyhow::Result<()> {
 async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
-    let tls = ServerTls::load(&config.tls_files()).context("load the certificate")?;
-    match tls.identity() {
+    let credentials = config
+        .tls_files()
+        .load(&config.trust_domain)
+        .context("load the certificate")?;
+    let credentials = CurrentCredentials::new(credentials);
+    match credentials.identity() {
         PeerIdentity::Host(host) if *host == config.host => {}
         other @ (PeerIdentity::Host(_) | PeerIdentity::Controller) => bail!(
             "the certificate is that of {other}, and this is host {}",
@@ -159,6 +162,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
             pools: pools.clone(),
             taps: Arc::new(IpCommand),
             users: geteuid().is_root().then(|| config.users()),
+            network: config.guest_network.into(),
             cgroups: Cgroups::discover(),
         },
         hypervisor.clone(),
@@ -187,8 +191,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         boot_id: boot_id.clone(),
         machine,
         pools,
-        // What lies beyond the calendar does not run out.
-        certificate_expires: Timestamp::try_from(tls.expires()).unwrap_or(Timestamp::MAX),
+        certificate: credentials.clone(),
     };
     let publisher = Publisher::new(client, host, guests.clone(), migrations.clone(), health.seen());
     tasks.spawn(publisher.run(stop.clone()));
@@ -197,7 +200,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let service = AgentService::new(config.host, boot_id, guests, migrations, stop.clone());
     let mut serving = tokio::spawn(serve(
         listener,
-        tls,
+        ServerTls::new(credentials),
         Limits::default(),
         service,
         stop.clone().cancelled_owned(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Parser, ValueEnum};
+use godwit_protocol::TrustDomain;
 
 /// Starts guests where their records say, and drives their migrations.
 #[derive(Clone, Debug, Parser)]
@@ -20,10 +21,13 @@ pub struct Config {
     /// the same name, it leads at once and need not wait until its Lease has run out. Left out, a name of its own.
     #[arg(long, env = "GODWIT_IDENTITY", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub identity: Option<String>,
+    /// The trust domain of this installation: what its identities' URIs begin with.
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub trust_domain: TrustDomain,
     /// The authorities that agents' certificates come from, as PEM.
     #[arg(long, value_name = "FILE")]
     pub tls_ca: PathBuf,
-    /// The controller's certificate, as PEM; its URI is spiffe://godwit.dev/controller.
+    /// The controller's certificate, as PEM; its URI is spiffe://<trust domain>/godwit/controller.
     #[arg(long, value_name = "FILE")]
     pub tls_certificate: PathBuf,
     /// The certificate's private key, as PEM.

@@ -57,11 +57,12 @@ pub enum RunError {
 /// clean.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let client = client(&config).await?;
-    let tls = ClientTls::load(&TlsFiles {
+    let files = TlsFiles {
         authorities: config.tls_ca.clone(),
         chain: config.tls_certificate.clone(),
         key: config.tls_key.clone(),
-    })?;
+    };
+    let tls = ClientTls::load(&files, &config.trust_domain)?;
     let health = Arc::new(Health::default());
     if let Some(address) = config.health_listen {
         let listener = health::listen(address).await.map_err(RunError::Health)?;

@@ -1,5 +1,7 @@
 //! Who the peer is, by its certificate, and what it may call.
 
+mod trust_domain;
+
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -8,15 +10,14 @@ use crate::convert::is_subdomain;
 use crate::error::{Category, Fault};
 use crate::reason;
 
-/// What every identity of godwit begins with.
-const TRUST_DOMAIN: &str = "spiffe://godwit.dev/";
+pub use trust_domain::TrustDomain;
 
-/// Who the peer is.
+/// Who the peer is, within one trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PeerIdentity {
-    /// The agent of a host: `spiffe://godwit.dev/host/<name>`.
+    /// The agent of a host: `spiffe://<trust domain>/godwit/host/<name>`.
     Host(String),
-    /// The controller: `spiffe://godwit.dev/controller`.
+    /// The controller: `spiffe://<trust domain>/godwit/controller`.
     Controller,
 }
 
@@ -33,14 +34,20 @@ pub enum IdentityError {
     #[error("it has more than one URI in its subject alternative names")]
     SeveralNames,
     /// Its URI is none of godwit's.
-    #[error("its URI is neither spiffe://godwit.dev/controller nor spiffe://godwit.dev/host/<name>")]
-    OtherName,
+    #[error("its URI is neither spiffe://{0}/godwit/controller nor spiffe://{0}/godwit/host/<name>")]
+    OtherName(TrustDomain),
+    /// The name of a trust domain cannot be one.
+    #[error("a trust domain is a DNS name in lower case of at most 253 characters")]
+    TrustDomain,
 }
 
 impl PeerIdentity {
     /// The identity in a certificate's one URI among its subject alternative names. The certificate's authority
     /// is judged elsewhere, before this.
-    pub fn of_certificate(der: &CertificateDer<'_>) -> Result<Self, IdentityError> {
+    ///
+    /// # Errors
+    /// [`IdentityError`] where the certificate does not name exactly one identity of the trust domain.
+    pub fn of_certificate(der: &CertificateDer<'_>, domain: &TrustDomain) -> Result<Self, IdentityError> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
         if !rest.is_empty() {
             return Err(IdentityError::Unreadable);
@@ -56,26 +63,33 @@ impl PeerIdentity {
                 return Err(IdentityError::SeveralNames);
             }
         }
-        Self::of_uri(found.ok_or(IdentityError::NoName)?)
+        Self::of_uri(found.ok_or(IdentityError::NoName)?, domain)
     }
 
-    /// The identity that a URI names.
-    pub fn of_uri(uri: &str) -> Result<Self, IdentityError> {
-        let path = uri.strip_prefix(TRUST_DOMAIN).ok_or(IdentityError::OtherName)?;
-        if path == "controller" {
-            return Ok(Self::Controller);
-        }
-        match path.strip_prefix("host/") {
-            Some(host) if is_subdomain(host) => Ok(Self::Host(host.to_owned())),
-            Some(_) | None => Err(IdentityError::OtherName),
+    /// The identity that a URI names. Byte for byte: another way to write the same URI is another name.
+    ///
+    /// # Errors
+    /// [`IdentityError::OtherName`].
+    pub fn of_uri(uri: &str, domain: &TrustDomain) -> Result<Self, IdentityError> {
+        let path = uri
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.strip_prefix(domain.as_str()))
+            .and_then(|rest| rest.strip_prefix("/godwit/"));
+        match path {
+            Some("controller") => Ok(Self::Controller),
+            Some(path) => match path.strip_prefix("host/") {
+                Some(host) if is_subdomain(host) => Ok(Self::Host(host.to_owned())),
+                Some(_) | None => Err(IdentityError::OtherName(domain.clone())),
+            },
+            None => Err(IdentityError::OtherName(domain.clone())),
         }
     }
 
     /// The URI that a certificate of this identity carries.
-    pub fn uri(&self) -> String {
+    pub fn uri(&self, domain: &TrustDomain) -> String {
         match self {
-            Self::Host(name) => format!("{TRUST_DOMAIN}host/{name}"),
-            Self::Controller => format!("{TRUST_DOMAIN}controller"),
+            Self::Host(name) => format!("spiffe://{domain}/godwit/host/{name}"),
+            Self::Controller => format!("spiffe://{domain}/godwit/controller"),
         }
     }
 }
@@ -168,46 +182,63 @@ mod tests {
 
     #[test]
     fn uris_name_hosts_and_the_controller_and_nothing_else() {
-        let host = |name: &str| Ok(PeerIdentity::Host(name.to_owned()));
+        let domain = TrustDomain::default();
+        let host = |name: &str| PeerIdentity::Host(name.to_owned());
         for (uri, expected) in [
-            ("spiffe://godwit.dev/controller", Ok(PeerIdentity::Controller)),
-            ("spiffe://godwit.dev/host/node-a", host("node-a")),
+            ("spiffe://godwit.dev/godwit/controller", PeerIdentity::Controller),
+            ("spiffe://godwit.dev/godwit/host/node-a", host("node-a")),
             (
-                "spiffe://godwit.dev/host/node-a.example.org",
+                "spiffe://godwit.dev/godwit/host/node-a.example.org",
                 host("node-a.example.org"),
             ),
-            ("spiffe://godwit.dev/controller/", Err(IdentityError::OtherName)),
-            ("spiffe://godwit.dev/host/", Err(IdentityError::OtherName)),
-            ("spiffe://godwit.dev/host/a/b", Err(IdentityError::OtherName)),
-            (
-                "spiffe://godwit.dev/host/../controller",
-                Err(IdentityError::OtherName),
-            ),
-            ("spiffe://godwit.dev/host/Node", Err(IdentityError::OtherName)),
-            ("spiffe://godwit.dev/host/-a", Err(IdentityError::OtherName)),
-            ("spiffe://godwit.dev/host/a?x", Err(IdentityError::OtherName)),
-            ("spiffe://godwit.dev/host/a%2e", Err(IdentityError::OtherName)),
-            (
-                "spiffe://godwit.dev.example/host/a",
-                Err(IdentityError::OtherName),
-            ),
-            ("spiffe://example.org/host/a", Err(IdentityError::OtherName)),
-            ("SPIFFE://godwit.dev/controller", Err(IdentityError::OtherName)),
-            ("https://godwit.dev/controller", Err(IdentityError::OtherName)),
-            ("", Err(IdentityError::OtherName)),
         ] {
-            assert_eq!(PeerIdentity::of_uri(uri), expected, "{uri}");
+            assert_eq!(PeerIdentity::of_uri(uri, &domain), Ok(expected), "{uri}");
         }
-        assert!(PeerIdentity::of_uri(&format!("spiffe://godwit.dev/host/{}", "a".repeat(254))).is_err());
+        let long = format!("spiffe://godwit.dev/godwit/host/{}", "a".repeat(254));
+        for uri in [
+            "spiffe://godwit.dev/godwit/controller/",
+            "spiffe://godwit.dev/godwit/controller#x",
+            "spiffe://godwit.dev/godwit/",
+            "spiffe://godwit.dev/godwit",
+            "spiffe://godwit.dev/godwit/signer",
+            "spiffe://godwit.dev/godwit/host",
+            "spiffe://godwit.dev/godwit/host/",
+            "spiffe://godwit.dev/godwit/host/a/b",
+            "spiffe://godwit.dev/godwit/host/../controller",
+            "spiffe://godwit.dev/godwit/host/Node",
+            "spiffe://godwit.dev/godwit/host/-a",
+            "spiffe://godwit.dev/godwit/host/a?x",
+            "spiffe://godwit.dev/godwit/host/a%2e",
+            "spiffe://godwit.dev/godwit//host/a",
+            "spiffe://godwit.dev/controller",
+            "spiffe://godwit.dev/host/a",
+            "spiffe://godwit.dev.example/godwit/host/a",
+            "spiffe://godwit.dev:1/godwit/host/a",
+            "spiffe://example.org/godwit/host/a",
+            "SPIFFE://godwit.dev/godwit/controller",
+            "spiffe://Godwit.dev/godwit/controller",
+            "https://godwit.dev/godwit/controller",
+            "",
+            &long,
+        ] {
+            assert_eq!(
+                PeerIdentity::of_uri(uri, &domain),
+                Err(IdentityError::OtherName(domain.clone())),
+                "{uri}"
+            );
+        }
     }
 
     #[test]
-    fn an_identity_reads_its_own_uri() {
+    fn an_identity_reads_its_own_uri_in_its_own_trust_domain_only() {
+        let [ours, theirs] = ["prod.example", "test.example"].map(|name| TrustDomain::new(name).unwrap());
         for identity in [
             PeerIdentity::Controller,
             PeerIdentity::Host("n1.example".to_owned()),
         ] {
-            assert_eq!(PeerIdentity::of_uri(&identity.uri()).unwrap(), identity);
+            let uri = identity.uri(&ours);
+            assert_eq!(PeerIdentity::of_uri(&uri, &ours).unwrap(), identity);
+            assert!(PeerIdentity::of_uri(&uri, &theirs).is_err(), "{uri}");
         }
     }
 
@@ -224,29 +255,22 @@ mod tests {
 
     #[test]
     fn a_certificate_has_exactly_one_uri() {
-        let ours = "spiffe://godwit.dev/host/a";
+        let domain = TrustDomain::default();
+        let read = |uris: &[&str]| PeerIdentity::of_certificate(&certificate(uris), &domain);
+        let ours = "spiffe://godwit.dev/godwit/host/a";
+        assert_eq!(read(&[ours]), Ok(PeerIdentity::Host("a".into())));
+        assert_eq!(read(&[]), Err(IdentityError::NoName));
+        assert_eq!(read(&[ours, ours]), Err(IdentityError::SeveralNames));
         assert_eq!(
-            PeerIdentity::of_certificate(&certificate(&[ours])).unwrap(),
-            PeerIdentity::Host("a".into())
-        );
-        assert_eq!(
-            PeerIdentity::of_certificate(&certificate(&[])),
-            Err(IdentityError::NoName)
-        );
-        assert_eq!(
-            PeerIdentity::of_certificate(&certificate(&[ours, ours])),
+            read(&[ours, "https://example.org"]),
             Err(IdentityError::SeveralNames)
         );
         assert_eq!(
-            PeerIdentity::of_certificate(&certificate(&[ours, "https://example.org"])),
-            Err(IdentityError::SeveralNames)
+            read(&["https://example.org"]),
+            Err(IdentityError::OtherName(domain.clone()))
         );
         assert_eq!(
-            PeerIdentity::of_certificate(&certificate(&["https://example.org"])),
-            Err(IdentityError::OtherName)
-        );
-        assert_eq!(
-            PeerIdentity::of_certificate(&CertificateDer::from(vec![0x30, 0x80, 1])),
+            PeerIdentity::of_certificate(&CertificateDer::from(vec![0x30, 0x80, 1]), &domain),
             Err(IdentityError::Unreadable)
         );
     }

@@ -3,7 +3,7 @@
 //! * [`client`] is what a driver of migrations (the controller) calls an agent with, in typed words.
 //! * [`server`] takes connections for an agent: handshake, identity, limits; [`gate`] lets only calls through
 //!   that the peer may make, under the version that Hello settled.
-//! * [`convert`], [`guest`], [`order`] and [`update`] stand between the generated messages and the words of
+//! * [`convert`], [`guest`], [`order`], [`stream`] and [`update`] stand between the generated messages and the words of
 //!   `godwit-handover`. Whatever comes from the wire is checked there, field by field.
 //! * [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
 
@@ -19,6 +19,7 @@ pub mod order;
 pub mod reason;
 mod refusals;
 pub mod server;
+pub mod stream;
 pub mod tls;
 pub mod update;
 pub mod version;
@@ -34,9 +35,10 @@ pub use client::{AgentClient, KeepAlive, Updates};
 pub use convert::Malformed;
 pub use error::{Category, Fault};
 pub use guest::{GuestAnswer, GuestName, GuestState, StartGuest};
-pub use identity::{PeerIdentity, Rpc};
+pub use identity::{PeerIdentity, Rpc, TrustDomain};
 pub use order::{DriverLives, Order, OrderAnswer};
-pub use tls::{ClientTls, ServerTls, TlsError, TlsFiles};
+pub use stream::{StreamOptions, Transport};
+pub use tls::{ClientTls, Credentials, CurrentCredentials, ServerTls, TlsError, TlsFiles};
 pub use update::{Progress, Side, Update};
 
 /// The agent port: control, and later the tunnel, share it (libvirt's is 16514 too).

@@ -17,7 +17,6 @@ use tonic::transport::Server;
 
 use crate::error::Fault;
 use crate::gate::{Gate, Peer};
-use crate::identity::PeerIdentity;
 use crate::io::Connection;
 use crate::refusals::{Refusals, Say};
 use crate::tls::{ALPN_CONTROL, ServerTls};
@@ -185,10 +184,11 @@ async fn accept(
             );
             continue;
         };
-        let acceptor = TlsAcceptor::from(tls.config());
+        // The credentials of this moment: those that replace them are for the connections after it.
+        let tls = tls.clone();
         let ready = ready.clone();
         handshakes.spawn(async move {
-            match timeout(limits.handshake, shake_hands(stream, address, &acceptor)).await {
+            match timeout(limits.handshake, shake_hands(stream, address, &tls)).await {
                 Ok(Ok((stream, peer))) => {
                     let connection = connection(stream, peer, limits, place);
                     // Fails where the server has ended meanwhile: there is no one to serve the connection.
@@ -224,13 +224,17 @@ fn connection(
 async fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
-    acceptor: &TlsAcceptor,
+    tls: &ServerTls,
 ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), Fault> {
     // Ready and Go travel while the guest stands still: no message may wait for the one before it.
     stream
         .set_nodelay(true)
         .map_err(|why| Fault::from_transport(&why))?;
-    let mut stream = match acceptor.accept(stream).into_fallible().await {
+    let mut stream = match TlsAcceptor::from(tls.config())
+        .accept(stream)
+        .into_fallible()
+        .await
+    {
         Ok(stream) => stream,
         Err((why, stream)) => {
             let fault = Fault::from_transport(&why);
@@ -244,9 +248,7 @@ async fn shake_hands(
             .peer_certificates()
             .and_then(|chain| chain.first())
             .ok_or_else(|| Fault::certificate("The other side showed no certificate"))
-            .and_then(|leaf| {
-                PeerIdentity::of_certificate(leaf).map_err(|why| Fault::certificate(why.to_string()))
-            })
+            .and_then(|leaf| tls.peer(leaf).map_err(|why| Fault::certificate(why.to_string())))
     } else {
         Err(Fault::unreachable(
             "The other side asked for no application protocol; this port serves h2",

@@ -1,37 +1,31 @@
 //! Mutual TLS 1.3 from PEM files: who is trusted is decided by the authority *and* by the URI in the certificate.
 //!
 //! No resumption, no older versions, no way to turn authentication off. [`ServerTls`] and [`ClientTls`] hand out
-//! a fresh configuration for each handshake, which is where reloading changed files will have its place.
+//! the configuration of the moment for each handshake: what renews a certificate puts new [`Credentials`] into the
+//! [`CurrentCredentials`] that they share, and no connection that stands is broken by it.
 
+mod credentials;
+mod current;
 mod files;
 mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
-use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, ServerConfig};
 
-use crate::identity::{IdentityError, PeerIdentity};
+use crate::identity::{IdentityError, PeerIdentity, TrustDomain};
+
+pub use credentials::{Credentials, Pem, PemCredentials};
+pub use current::CurrentCredentials;
+pub use files::TlsFiles;
 
 /// The one application protocol that the agent port serves now.
 pub const ALPN_CONTROL: &[u8] = b"h2";
 
-/// Where a program's certificate lies. The files may be one and the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The authorities that peers' certificates must come from, as PEM.
-    pub authorities: PathBuf,
-    /// This program's certificate and what leads from it to an authority, as PEM, the certificate first.
-    pub chain: PathBuf,
-    /// The certificate's private key, as PEM.
-    pub key: PathBuf,
-}
-
-/// Why certificates from files cannot be used. Each names the file.
+/// Why certificates cannot be used. Each names the file, or where else they come from.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The file cannot be read.
@@ -49,60 +43,78 @@ pub enum TlsError {
         /// Which.
         path: PathBuf,
     },
-    /// The file is not PEM, or holds nothing of the kind that is looked for.
-    #[error("{} holds no {expected} in PEM form", path.display())]
+    /// It is not PEM, or holds nothing of the kind that is looked for.
+    #[error("{origin} holds no {expected} in PEM form")]
     Missing {
-        /// Which.
-        path: PathBuf,
+        /// Where from.
+        origin: String,
         /// What was looked for.
         expected: &'static str,
     },
     /// An authority's certificate cannot be used.
-    #[error("{} holds a certificate that cannot be an authority", path.display())]
+    #[error("{origin} holds a certificate that cannot be an authority")]
     Authority {
-        /// Which.
-        path: PathBuf,
+        /// Where from.
+        origin: String,
         /// Why.
         #[source]
         source: rustls::Error,
     },
     /// The key cannot be used, or is not the certificate's.
-    #[error("The key in {} cannot be used with the certificate in {}", key.display(), chain.display())]
+    #[error("The key in {key} cannot be used with the certificate in {chain}")]
     Key {
-        /// The key's file.
-        key: PathBuf,
-        /// The certificate's file.
-        chain: PathBuf,
+        /// Where the key comes from.
+        key: String,
+        /// Where the certificate comes from.
+        chain: String,
         /// Why.
         #[source]
         source: rustls::Error,
     },
     /// The certificate names nobody in godwit's words.
-    #[error("The certificate in {} cannot be this program's", path.display())]
+    #[error("The certificate in {origin} cannot be this program's")]
     Identity {
-        /// Which.
-        path: PathBuf,
+        /// Where from.
+        origin: String,
         /// Why.
         #[source]
         source: IdentityError,
     },
-    /// The library refuses what the files hold.
-    #[error("TLS cannot be set up with the authorities in {}", path.display())]
+    /// The certificate is another program's.
+    #[error("The certificate in {origin} names {found}, and this is {expected}")]
+    OtherIdentity {
+        /// Where from.
+        origin: String,
+        /// Whom it names.
+        found: String,
+        /// Who this program is.
+        expected: String,
+    },
+    /// The certificate does not hold yet: a clock is wrong, or it was put there too early.
+    #[error("The certificate in {origin} is not yet valid: it holds in {seconds} s")]
+    NotYetValid {
+        /// Where from.
+        origin: String,
+        /// In how many seconds it will hold.
+        seconds: u64,
+    },
+    /// The certificate has run out.
+    #[error("The certificate in {origin} expired {seconds} s ago")]
+    Expired {
+        /// Where from.
+        origin: String,
+        /// How many seconds ago.
+        seconds: u64,
+    },
+    /// The library refuses what it is given.
+    #[error("TLS cannot be set up with the authorities in {origin}")]
     Setup {
-        /// The authorities' file.
-        path: PathBuf,
+        /// Where the authorities come from.
+        origin: String,
         /// Why.
         #[source]
         source: rustls::Error,
     },
-}
-
-/// What both ends have: whom to trust, and who this program is.
-struct Material {
-    roots: Arc<RootCertStore>,
-    own: Arc<CertifiedKey>,
-    identity: PeerIdentity,
-    expires: SystemTime,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -113,102 +125,66 @@ fn provider() -> Arc<CryptoProvider> {
 /// The server's end.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
-    identity: PeerIdentity,
-    expires: SystemTime,
+    current: CurrentCredentials,
 }
 
 impl ServerTls {
-    /// Reads the files.
+    /// A server with these credentials, and at each handshake those that have replaced them.
+    pub fn new(current: CurrentCredentials) -> Self {
+        Self { current }
+    }
+
+    /// Reads the files, once.
     ///
     /// # Errors
     /// [`TlsError`], which names the file at fault.
-    pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let setup = |source| TlsError::Setup {
-            path: files.authorities.clone(),
-            source,
-        };
-        let material = files::read(files, &provider())?;
-        let verifier = verify::ClientIsKnown::new(material.roots, &provider()).map_err(setup)?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(setup)?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(material.own)));
-        config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self {
-            config: Arc::new(config),
-            identity: material.identity,
-            expires: material.expires,
-        })
+    pub fn load(files: &TlsFiles, domain: &TrustDomain) -> Result<Self, TlsError> {
+        Ok(Self::new(CurrentCredentials::new(files.load(domain)?)))
     }
 
     /// Who this program is, by its certificate.
     pub fn identity(&self) -> &PeerIdentity {
-        &self.identity
+        self.current.identity()
     }
 
-    /// When this program's certificate runs out.
-    pub fn expires(&self) -> SystemTime {
-        self.expires
+    /// Who a client is, by its certificate, which the handshake has judged.
+    pub(crate) fn peer(&self, certificate: &CertificateDer<'_>) -> Result<PeerIdentity, IdentityError> {
+        PeerIdentity::of_certificate(certificate, self.current.domain())
     }
 
     /// The configuration for the next handshake.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+        self.current.get().server()
     }
 }
 
 /// The client's end.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ClientTls {
-    material: Arc<Material>,
-}
-
-impl std::fmt::Debug for ClientTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientTls")
-            .field("identity", &self.material.identity)
-            .finish_non_exhaustive()
-    }
+    current: CurrentCredentials,
 }
 
 impl ClientTls {
-    /// Reads the files.
+    /// A client with these credentials, and at each handshake those that have replaced them.
+    pub fn new(current: CurrentCredentials) -> Self {
+        Self { current }
+    }
+
+    /// Reads the files, once.
     ///
     /// # Errors
     /// [`TlsError`], which names the file at fault.
-    pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let tls = Self {
-            material: Arc::new(files::read(files, &provider())?),
-        };
-        // Tried once here, so that what the library refuses is told at the start and not at the first call.
-        tls.config(PeerIdentity::Controller)
-            .map_err(|source| TlsError::Setup {
-                path: files.authorities.clone(),
-                source,
-            })?;
-        Ok(tls)
+    pub fn load(files: &TlsFiles, domain: &TrustDomain) -> Result<Self, TlsError> {
+        Ok(Self::new(CurrentCredentials::new(files.load(domain)?)))
     }
 
     /// Who this program is, by its certificate.
     pub fn identity(&self) -> &PeerIdentity {
-        &self.material.identity
+        self.current.identity()
     }
 
     /// The configuration for a handshake with the one server that is expected to answer.
     pub(crate) fn config(&self, expected: PeerIdentity) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = verify::ServerIs::new(expected, Arc::clone(&self.material.roots), &provider());
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.material.own))));
-        config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
-        config.resumption = rustls::client::Resumption::disabled();
-        config.enable_sni = false;
-        Ok(Arc::new(config))
+        self.current.get().client(expected)
     }
 }

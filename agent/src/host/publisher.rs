@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use godwit_crds::{VirtualMachineHost, VirtualMachineHostSpec, VirtualMachineHostStatus};
+use godwit_protocol::CurrentCredentials;
 use jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -42,7 +43,7 @@ pub struct Publisher {
     boot_id: String,
     machine: Machine,
     pools: Pools,
-    certificate_expires: Timestamp,
+    certificate: CurrentCredentials,
     guests: Guests,
     migrations: Migrations,
     hypervisor: watch::Receiver<Seen>,
@@ -65,8 +66,8 @@ pub struct HostFacts {
     pub machine: Machine,
     /// Where guests' files lie.
     pub pools: Pools,
-    /// When the agent's certificate runs out.
-    pub certificate_expires: Timestamp,
+    /// The agent's certificate, which is renewed while the agent runs.
+    pub certificate: CurrentCredentials,
 }
 
 /// Work that is done again and again, sooner after a failure.
@@ -132,7 +133,7 @@ impl Publisher {
             boot_id: host.boot_id,
             machine: host.machine,
             pools: host.pools,
-            certificate_expires: host.certificate_expires,
+            certificate: host.certificate,
             guests,
             migrations,
             hypervisor,
@@ -248,7 +249,9 @@ impl Publisher {
             memory_in_use: self.guests.memory_in_use(),
             hypervisor: self.hypervisor.borrow().clone(),
             state_problem: self.guests.state_problem(),
-            certificate_expires: self.certificate_expires,
+            // What lies beyond the calendar does not run out.
+            certificate_expires: Timestamp::try_from(self.certificate.get().valid_until())
+                .unwrap_or(Timestamp::MAX),
             unresolved: self.migrations.unresolved(),
             stopping: self.stopping,
             pools: published.0,

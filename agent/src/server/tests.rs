@@ -10,7 +10,7 @@ use godwit_handover::{Cause, Terms};
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{
     AgentClient, Category, ClientTls, Fault, GuestName, Order, OrderAnswer, PeerIdentity, ServerTls,
-    StartGuest, TlsFiles, Update,
+    StartGuest, TlsFiles, TrustDomain, Update,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -69,7 +69,7 @@ fn write_identity(
 ) -> TlsFiles {
     let key = KeyPair::generate().unwrap();
     let mut parameters = CertificateParams::default();
-    parameters.subject_alt_names = vec![SanType::URI(identity.uri().try_into().unwrap())];
+    parameters.subject_alt_names = vec![SanType::URI(identity.uri(&TrustDomain::default()).try_into().unwrap())];
     parameters.extended_key_usages = vec![
         ExtendedKeyUsagePurpose::ServerAuth,
         ExtendedKeyUsagePurpose::ClientAuth,
@@ -121,6 +121,7 @@ impl Served {
             ),
             taps: Arc::new(IpCommand),
             users: None,
+            network: Network::Isolated,
             cgroups: Cgroups::default(),
         };
         let guests = Guests::open(settings, hypervisor.clone()).unwrap();
@@ -130,7 +131,7 @@ impl Served {
         let service = AgentService::new("here".into(), "boot".into(), guests, roles.clone(), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
-        let tls = ServerTls::load(&host).unwrap();
+        let tls = ServerTls::load(&host, &TrustDomain::default()).unwrap();
         let shutdown = stop.clone().cancelled_owned();
         let serving = tokio::spawn(async move {
             serve(listener, tls, Limits::default(), service, shutdown)
@@ -154,7 +155,8 @@ impl Served {
             chain: file("pem"),
             key: file("key"),
         };
-        AgentClient::connect(&self.endpoint, "here", &ClientTls::load(&files).unwrap())
+        let tls = ClientTls::load(&files, &TrustDomain::default()).unwrap();
+        AgentClient::connect(&self.endpoint, "here", &tls)
             .await
             .unwrap()
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use godwit_protocol::{ClientTls, ServerTls, TlsFiles};
+use godwit_protocol::{ClientTls, PeerIdentity, ServerTls, TlsFiles, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use tempfile::TempDir;
 
@@ -25,12 +25,12 @@ impl Authority {
         }
     }
 
-    fn issue(&self, name: &str, uri: &str) -> TlsFiles {
+    fn issue(&self, name: &str, identity: &PeerIdentity) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
         parameters
             .subject_alt_names
-            .push(SanType::URI(uri.try_into().unwrap()));
+            .push(SanType::URI(identity.uri(&TrustDomain::default()).try_into().unwrap()));
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let write = |suffix: &str, content: String| -> PathBuf {
             let path = self.directory.path().join(format!("{name}-{suffix}.pem"));
@@ -45,10 +45,12 @@ impl Authority {
     }
 
     pub fn controller(&self) -> ClientTls {
-        ClientTls::load(&self.issue("controller", "spiffe://godwit.dev/controller")).unwrap()
+        let files = self.issue("controller", &PeerIdentity::Controller);
+        ClientTls::load(&files, &TrustDomain::default()).unwrap()
     }
 
     pub fn host(&self, name: &str) -> ServerTls {
-        ServerTls::load(&self.issue(name, &format!("spiffe://godwit.dev/host/{name}"))).unwrap()
+        let files = self.issue(name, &PeerIdentity::Host(name.to_owned()));
+        ServerTls::load(&files, &TrustDomain::default()).unwrap()
     }
 }

@@ -1,106 +1,77 @@
-//! Reads authorities, chain and key from PEM files, with errors that name the file.
+//! Reads authorities, chain and key from files, with errors that name the file.
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::path::{Path, PathBuf};
 
-use rustls::RootCertStore;
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
-use x509_parser::prelude::{FromDer, X509Certificate};
-
-use super::{Material, TlsError, TlsFiles};
-use crate::identity::{IdentityError, PeerIdentity};
+use super::{Credentials, Pem, PemCredentials, TlsError};
+use crate::identity::TrustDomain;
 
 /// Far more than any bundle of certificates.
 const LARGEST: u64 = 1024 * 1024;
 
-pub(super) fn read(files: &TlsFiles, provider: &CryptoProvider) -> Result<Material, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(&files.authorities)? {
-        roots.add(authority).map_err(|source| TlsError::Authority {
-            path: files.authorities.clone(),
-            source,
-        })?;
+/// Where a program's certificate lies. The files may be one and the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities that peers' certificates must come from, as PEM.
+    pub authorities: PathBuf,
+    /// This program's certificate and what leads from it to an authority, as PEM, the certificate first.
+    pub chain: PathBuf,
+    /// The certificate's private key, as PEM.
+    pub key: PathBuf,
+}
+
+impl TlsFiles {
+    /// Reads what the files hold now. Nothing is judged yet.
+    ///
+    /// # Errors
+    /// [`TlsError::Unreadable`] or [`TlsError::TooLarge`].
+    pub fn read(&self) -> Result<PemCredentials, TlsError> {
+        Ok(PemCredentials {
+            authorities: read(&self.authorities)?,
+            chain: read(&self.chain)?,
+            key: read(&self.key)?,
+        })
     }
-    let chain = certificates(&files.chain)?;
-    let leaf = chain
-        .first()
-        .ok_or_else(|| missing(&files.chain, "certificate"))?;
-    let identity = PeerIdentity::of_certificate(leaf).map_err(|source| TlsError::Identity {
-        path: files.chain.clone(),
-        source,
-    })?;
-    let expires = expiry(leaf).ok_or_else(|| TlsError::Identity {
-        path: files.chain.clone(),
-        source: IdentityError::Unreadable,
-    })?;
-    let key =
-        PrivateKeyDer::from_pem_slice(&bytes(&files.key)?).map_err(|_| missing(&files.key, "private key"))?;
-    let own = CertifiedKey::from_der(chain, key, provider).map_err(|source| TlsError::Key {
-        key: files.key.clone(),
-        chain: files.chain.clone(),
-        source,
-    })?;
-    Ok(Material {
-        roots: Arc::new(roots),
-        own: Arc::new(own),
-        identity,
-        expires,
-    })
-}
 
-/// When a certificate has run out.
-fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    // A time before 1970 has passed as well as that instant has.
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-}
-
-fn missing(path: &Path, expected: &'static str) -> TlsError {
-    TlsError::Missing {
-        path: path.to_owned(),
-        expected,
+    /// Reads the files and puts together what they hold.
+    ///
+    /// # Errors
+    /// [`TlsError`], which names the file at fault.
+    pub fn load(&self, domain: &TrustDomain) -> Result<Credentials, TlsError> {
+        Credentials::of_pem(self.read()?, domain)
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes(path)?).collect();
-    match found {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) | Err(_) => Err(missing(path, "certificate")),
-    }
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+fn read(path: &Path) -> Result<Pem, TlsError> {
     let unreadable = |source| TlsError::Unreadable {
         path: path.to_owned(),
         source,
     };
-    let mut content = Vec::new();
+    let mut text = Vec::new();
     File::open(path)
         .map_err(unreadable)?
         .take(LARGEST + 1)
-        .read_to_end(&mut content)
+        .read_to_end(&mut text)
         .map_err(unreadable)?;
-    if content.len() as u64 > LARGEST {
+    if text.len() as u64 > LARGEST {
         return Err(TlsError::TooLarge {
             path: path.to_owned(),
         });
     }
-    Ok(content)
+    Ok(Pem {
+        origin: path.display().to_string(),
+        text,
+    })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
-    use crate::tls::{ClientTls, ServerTls};
+    use crate::identity::PeerIdentity;
 
     struct Written {
         _directory: tempfile::TempDir,
@@ -131,27 +102,52 @@ mod tests {
         }
     }
 
-    const HOST: Option<&str> = Some("spiffe://godwit.dev/host/a");
+    const HOST: Option<&str> = Some("spiffe://godwit.dev/godwit/host/a");
+
+    fn load(written: &Written) -> Result<Credentials, TlsError> {
+        written.files.load(&TrustDomain::default())
+    }
 
     fn refusal(written: &Written) -> String {
-        let server = ServerTls::load(&written.files).unwrap_err().to_string();
-        let client = ClientTls::load(&written.files).unwrap_err().to_string();
-        assert_eq!(server, client);
-        server
+        load(written).unwrap_err().to_string()
     }
 
     #[test]
     fn good_files_say_who_this_program_is() {
-        let written = written(HOST);
-        let expected = PeerIdentity::Host("a".to_owned());
-        assert_eq!(ServerTls::load(&written.files).unwrap().identity(), &expected);
-        assert_eq!(ClientTls::load(&written.files).unwrap().identity(), &expected);
-        // The last date that the library which made the certificate knows: the first of January 4096.
-        let expires = ServerTls::load(&written.files).unwrap().expires();
-        assert_eq!(
-            expires,
-            SystemTime::UNIX_EPOCH + Duration::from_secs(67_090_118_400)
-        );
+        let credentials = load(&written(HOST)).unwrap();
+        assert_eq!(credentials.identity(), &PeerIdentity::Host("a".to_owned()));
+        // The first and last dates that the library which made the certificate knows: 1975 and 4096.
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(credentials.valid_from(), at(157_766_400));
+        assert_eq!(credentials.valid_until(), at(67_090_118_400));
+        assert!(credentials.check_dates(SystemTime::now()).is_ok());
+        assert!(matches!(
+            credentials.check_dates(at(157_766_399)),
+            Err(TlsError::NotYetValid { seconds: 1, .. })
+        ));
+        assert!(matches!(
+            credentials.check_dates(at(67_090_118_400)),
+            Err(TlsError::Expired { seconds: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn another_trust_domain_is_refused() {
+        let domain = TrustDomain::new("example.org").unwrap();
+        let words = written(HOST).files.load(&domain).unwrap_err().to_string();
+        assert!(words.contains("cannot be this program's"), "{words}");
+    }
+
+    #[test]
+    fn two_authorities_are_both_taken_and_each_must_be_one() {
+        let (written, other) = (written(HOST), written(HOST));
+        let read = |path| std::fs::read_to_string(path).unwrap();
+        let two = read(&written.files.authorities) + &read(&other.files.authorities);
+        std::fs::write(&written.files.authorities, &two).unwrap();
+        assert!(load(&written).is_ok());
+        let torn = two.split_at(two.len() - 100).0;
+        std::fs::write(&written.files.authorities, torn).unwrap();
+        assert!(refusal(&written).contains("no certificate"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use crate::identity::{IdentityError, PeerIdentity};
+use crate::identity::{IdentityError, PeerIdentity, TrustDomain};
 
 /// The certificate is in order, but another name was expected.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +40,21 @@ fn only_tls13() -> Error {
 #[derive(Debug)]
 pub(super) struct ServerIs {
     expected: PeerIdentity,
+    domain: TrustDomain,
     roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerIs {
-    pub(super) fn new(expected: PeerIdentity, roots: Arc<RootCertStore>, provider: &CryptoProvider) -> Self {
+    pub(super) fn new(
+        expected: PeerIdentity,
+        domain: TrustDomain,
+        roots: Arc<RootCertStore>,
+        provider: &CryptoProvider,
+    ) -> Self {
         Self {
             expected,
+            domain,
             roots,
             algorithms: provider.signature_verification_algorithms,
         }
@@ -70,7 +77,8 @@ impl ServerCertVerifier for ServerIs {
             now,
             self.algorithms.all,
         )?;
-        let found = PeerIdentity::of_certificate(end_entity).map_err(|why| refused(Nobody(why)))?;
+        let found =
+            PeerIdentity::of_certificate(end_entity, &self.domain).map_err(|why| refused(Nobody(why)))?;
         if found == self.expected {
             Ok(ServerCertVerified::assertion())
         } else {
@@ -108,15 +116,20 @@ impl ServerCertVerifier for ServerIs {
 /// that one may call is judged at each call.
 #[derive(Debug)]
 pub(super) struct ClientIsKnown {
+    domain: TrustDomain,
     chain: Arc<dyn ClientCertVerifier>,
 }
 
 impl ClientIsKnown {
-    pub(super) fn new(roots: Arc<RootCertStore>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        domain: TrustDomain,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, Error> {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
             .build()
             .map_err(|why| Error::General(why.to_string()))?;
-        Ok(Self { chain })
+        Ok(Self { domain, chain })
     }
 }
 
@@ -132,7 +145,7 @@ impl ClientCertVerifier for ClientIsKnown {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        PeerIdentity::of_certificate(end_entity).map_err(|why| refused(Nobody(why)))?;
+        PeerIdentity::of_certificate(end_entity, &self.domain).map_err(|why| refused(Nobody(why)))?;
         Ok(verified)
     }
 

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use godwit_protocol::{ClientTls, ServerTls, TlsFiles};
+use godwit_protocol::{ClientTls, ServerTls, TlsFiles, TrustDomain};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use tempfile::TempDir;
 
-pub const CONTROLLER: &str = "spiffe://godwit.dev/controller";
+pub const CONTROLLER: &str = "spiffe://godwit.dev/godwit/controller";
 
 pub fn host(name: &str) -> String {
-    format!("spiffe://godwit.dev/host/{name}")
+    format!("spiffe://godwit.dev/godwit/host/{name}")
 }
 
 pub struct Authority {
@@ -62,11 +62,12 @@ impl Authority {
     }
 
     pub fn client(&self, uri: &str) -> ClientTls {
-        ClientTls::load(&self.issue(&uri.replace(['/', ':'], "-"), uri, Dates::Good)).unwrap()
+        let files = self.issue(&uri.replace(['/', ':'], "-"), uri, Dates::Good);
+        ClientTls::load(&files, &TrustDomain::default()).unwrap()
     }
 
     pub fn server(&self, uri: &str) -> ServerTls {
         let name = format!("server-{}", uri.replace(['/', ':'], "-"));
-        ServerTls::load(&self.issue(&name, uri, Dates::Good)).unwrap()
+        ServerTls::load(&self.issue(&name, uri, Dates::Good), &TrustDomain::default()).unwrap()
     }
 }

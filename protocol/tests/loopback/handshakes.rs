@@ -1,6 +1,8 @@
 //! Who gets in and who does not; the port serves on after each stranger.
 
-use godwit_protocol::{AgentClient, Category, ClientTls, Fault, PeerIdentity, ServerTls, TlsFiles};
+use godwit_protocol::{
+    AgentClient, Category, ClientTls, Fault, PeerIdentity, ServerTls, TlsFiles, TrustDomain,
+};
 use rustls::AlertDescription as Alert;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -83,7 +85,13 @@ async fn a_client_of_another_authority() {
         authorities: trusted,
         ..foreign.issue("other", CONTROLLER, Dates::Good)
     };
-    is_certificate_rejected(&refused(&served.endpoint(), &ClientTls::load(&files).unwrap()).await);
+    is_certificate_rejected(
+        &refused(
+            &served.endpoint(),
+            &ClientTls::load(&files, &TrustDomain::default()).unwrap(),
+        )
+        .await,
+    );
     still_serves(&authority, &served).await;
 }
 
@@ -97,7 +105,11 @@ async fn a_server_of_another_authority() {
         authorities: foreign.issue("other", CONTROLLER, Dates::Good).authorities,
         ..authority.issue("mine", CONTROLLER, Dates::Good)
     };
-    let fault = refused(&served.endpoint(), &ClientTls::load(&files).unwrap()).await;
+    let fault = refused(
+        &served.endpoint(),
+        &ClientTls::load(&files, &TrustDomain::default()).unwrap(),
+    )
+    .await;
     is_certificate_rejected(&fault);
     assert!(
         fault.message.contains("The other side's certificate"),
@@ -152,8 +164,10 @@ async fn a_client_that_names_nobody() {
     let served = served(&authority).await;
     for uri in [
         "https://example.org",
-        "spiffe://godwit.dev/signer",
-        "spiffe://godwit.dev/host/UPPER",
+        "spiffe://godwit.dev/godwit/signer",
+        "spiffe://godwit.dev/godwit/host/UPPER",
+        "spiffe://godwit.dev/host/node-b",
+        "spiffe://example.org/godwit/host/node-b",
     ] {
         let stranger = Stranger::with(authority.issue("nobody", uri, Dates::Good));
         let why = stranger.turned_away(served.address).await;
@@ -169,12 +183,20 @@ async fn a_client_that_names_nobody() {
 async fn certificates_outside_their_dates() {
     let authority = Authority::new();
     let good = served(&authority).await;
-    let past = ClientTls::load(&authority.issue("past", CONTROLLER, Dates::Past)).unwrap();
+    let past = ClientTls::load(
+        &authority.issue("past", CONTROLLER, Dates::Past),
+        &TrustDomain::default(),
+    )
+    .unwrap();
     let fault = refused(&good.endpoint(), &past).await;
     is_certificate_rejected(&fault);
     assert!(fault.message.contains("Expired"), "{}", fault.message);
 
-    let server = ServerTls::load(&authority.issue("past-server", &host("node-a"), Dates::Past)).unwrap();
+    let server = ServerTls::load(
+        &authority.issue("past-server", &host("node-a"), Dates::Past),
+        &TrustDomain::default(),
+    )
+    .unwrap();
     let expired = Served::new(Agent::default(), server).await;
     let fault = refused(&expired.endpoint(), &authority.client(CONTROLLER)).await;
     is_certificate_rejected(&fault);

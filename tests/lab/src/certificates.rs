@@ -12,11 +12,11 @@ use rcgen::{
 /// The identity of an agent, as it stands in its certificate.
 #[must_use]
 pub fn host_identity(host: &str) -> String {
-    format!("spiffe://godwit.dev/host/{host}")
+    format!("spiffe://godwit.dev/godwit/host/{host}")
 }
 
 /// The identity of the controller, as it stands in its certificate.
-pub const CONTROLLER_IDENTITY: &str = "spiffe://godwit.dev/controller";
+pub const CONTROLLER_IDENTITY: &str = "spiffe://godwit.dev/godwit/controller";
 
 /// A certificate authority.
 pub struct Authority {
