@@ -1,6 +1,6 @@
 //! godwit's custom resources: group `godwit.dev`, version `v1alpha1`.
 //!
-//! This crate holds types and their validation rules, nothing else. The manifests under `deploy/crds` and in
+//! This crate holds types, their validation rules, and the ways in which a guest's record may change. The manifests under `deploy/crds` and in
 //! the Helm chart are generated from it (`make generate`) and checked for drift by the tests. `docs/api.md`
 //! describes the whole shape of the API, including what is not served yet; what is not served is absent here,
 //! so that the API server refuses it.
@@ -15,6 +15,7 @@ pub mod guest_record;
 pub mod host;
 pub mod migration;
 pub mod quantity;
+pub mod record_change;
 pub mod virtual_machine;
 
 pub use condition::{Condition, ConditionStatus};

@@ -15,7 +15,9 @@ pub use convergence::Pass;
 pub use destination::{
     Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationFacts, DestinationReport,
 };
-pub use driver::{Driver, DriverEffect, DriverEvent, Outcome, SideView, Stand, Wait};
+pub use driver::{
+    Driver, DriverEffect, DriverEvent, OrderKey, OrdersGiven, Outcome, PathProof, SideView, Stand, Wait,
+};
 pub use gates::Gates;
 pub use source::{Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport};
 pub use terms::{

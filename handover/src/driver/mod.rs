@@ -1,10 +1,16 @@
-//! The driver of the phases: the controller in managed direct (later also the source's agent, in peer to peer).
+//! The driver of the phases: the controller in managed direct, the source's agent in peer to peer.
 //!
 //! It is level-triggered: it knows nothing but the last report of each side and what the record said, and gives
 //! the order that follows from them. So it may die at any moment; the next one starts from the same reports.
 //! It decides nothing about who may run the guest: only the source says Go and only the destination reverts.
 
+mod given;
 mod machine;
+mod path;
+mod stage;
+
+pub use given::{OrderKey, OrdersGiven};
+pub use path::PathProof;
 
 use serde::{Deserialize, Serialize};
 
