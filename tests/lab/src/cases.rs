@@ -2,7 +2,8 @@
 //! never be taken down.
 //!
 //! A test file sets `harness = false` and has a `main` that calls [`main`]; what is printed, and the arguments that are
-//! understood (a filter, `--exact`, `--skip`, `--list`), are those of Rust's own tests.
+//! understood (a filter, `--exact`, `--skip`, `--list`, `--ignored`, `--include-ignored`), are those of Rust's own
+//! tests. Cases that take long by their nature, because a deadline has to run out, are ignored unless they are asked for.
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -18,15 +19,21 @@ use crate::{Lab, LabOptions};
 pub struct Case {
     /// Its name.
     pub name: &'static str,
+    /// Whether it takes long by its nature: ignored unless asked for.
+    pub long: bool,
     /// What it does. It fails with an error or a panic.
     pub body: for<'a> fn(&'a mut Lab) -> LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
-/// The cases of a file, from the names of functions `async fn name(lab: &mut Lab) -> anyhow::Result<()>`.
+/// The cases of a file, from the names of functions `async fn name(lab: &mut Lab) -> anyhow::Result<()>`; after `long:`
+/// those that take long by their nature.
 #[macro_export]
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        &[$($crate::cases::Case { name: stringify!($name), body: |lab| Box::pin($name(lab)) }),*]
+    ($($name:ident),* $(,)? $(; long: $($long:ident),* $(,)?)?) => {
+        &[
+            $($crate::cases::Case { name: stringify!($name), long: false, body: |lab| Box::pin($name(lab)) },)*
+            $($($crate::cases::Case { name: stringify!($long), long: true, body: |lab| Box::pin($long(lab)) },)*)?
+        ]
     };
 }
 
@@ -36,7 +43,10 @@ struct Arguments {
     skipped: Vec<String>,
     exact: bool,
     list: bool,
+    /// Only the long ones.
     ignored: bool,
+    /// The long ones too.
+    include_ignored: bool,
 }
 
 impl Arguments {
@@ -48,6 +58,7 @@ impl Arguments {
                 "--exact" => parsed.exact = true,
                 "--list" => parsed.list = true,
                 "--ignored" => parsed.ignored = true,
+                "--include-ignored" => parsed.include_ignored = true,
                 "--skip" => parsed.skipped.extend(arguments.next()),
                 "--format" | "--color" | "--test-threads" => {
                     // Their values would be taken for filters.
@@ -60,7 +71,8 @@ impl Arguments {
         parsed
     }
 
-    fn wants(&self, name: &str) -> bool {
+    /// Whether a case is named by the filters.
+    fn names(&self, name: &str) -> bool {
         let matches = |word: &String| {
             if self.exact {
                 name == word
@@ -68,10 +80,12 @@ impl Arguments {
                 name.contains(word.as_str())
             }
         };
-        // No case is marked as ignored.
-        !self.ignored
-            && (self.filters.is_empty() || self.filters.iter().any(matches))
-            && !self.skipped.iter().any(matches)
+        (self.filters.is_empty() || self.filters.iter().any(matches)) && !self.skipped.iter().any(matches)
+    }
+
+    /// Whether a case that is named is to be run, or only mentioned.
+    fn runs(&self, long: bool) -> bool {
+        self.include_ignored || self.ignored == long
     }
 }
 
@@ -79,11 +93,13 @@ impl Arguments {
 #[must_use]
 pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
     let arguments = Arguments::parse(std::env::args().skip(1));
-    let wanted: Vec<Case> = cases
+    let (wanted, ignored): (Vec<Case>, Vec<Case>) = cases
         .iter()
         .copied()
-        .filter(|case| arguments.wants(case.name))
-        .collect();
+        .filter(|case| arguments.names(case.name))
+        // With `--ignored` the others are as good as not there.
+        .filter(|case| case.long || !arguments.ignored)
+        .partition(|case| arguments.runs(case.long));
     if arguments.list {
         for case in wanted {
             println!("{}: test", case.name);
@@ -91,7 +107,10 @@ pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("\nrunning {} tests", wanted.len());
-    let filtered = cases.len() - wanted.len();
+    for case in &ignored {
+        println!("test {} ... ignored, it takes long", case.name);
+    }
+    let filtered = cases.len() - wanted.len() - ignored.len();
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let failed = match runtime {
@@ -106,8 +125,9 @@ pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
     let word = if failed == 0 { "ok" } else { "FAILED" };
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {filtered} filtered out; \
-         finished in {seconds:.2}s\n"
+        "\ntest result: {word}. {passed} passed; {failed} failed; {} ignored; 0 measured; {filtered} filtered out; \
+         finished in {seconds:.2}s\n",
+        ignored.len()
     );
     if failed == 0 {
         ExitCode::SUCCESS
@@ -181,11 +201,14 @@ mod tests {
 
     #[test]
     fn arguments_are_those_of_rusts_own_tests() {
-        assert!(parse(&[]).wants("any"));
-        assert!(parse(&["--nocapture", "an"]).wants("any"));
-        assert!(!parse(&["--exact", "an"]).wants("any"));
-        assert!(!parse(&["--skip", "an"]).wants("any"));
-        assert!(parse(&["--test-threads", "1"]).wants("any"));
-        assert!(!parse(&["--ignored"]).wants("any"));
+        assert!(parse(&[]).names("any"));
+        assert!(parse(&["--nocapture", "an"]).names("any"));
+        assert!(!parse(&["--exact", "an"]).names("any"));
+        assert!(!parse(&["--skip", "an"]).names("any"));
+        assert!(parse(&["--test-threads", "1"]).names("any"));
+        let runs = |argument| [false, true].map(|long| parse(&[argument]).runs(long));
+        assert_eq!(runs("any"), [true, false]);
+        assert_eq!(runs("--ignored"), [false, true]);
+        assert_eq!(runs("--include-ignored"), [true, true]);
     }
 }

@@ -155,6 +155,42 @@ impl Network {
         Ok(())
     }
 
+    /// Has everything that a host sends and is sent vanish, without anybody being told, or passes it on again.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn swallow(&self, host: usize, vanishes: bool) -> anyhow::Result<()> {
+        self.own_namespace(host)?;
+        let hub = hub(self.number);
+        let master = if vanishes { "nomaster" } else { "master br0" };
+        ip(&format!("-n {hub} link set h{host} {master}"))?;
+        let passes = || -> anyhow::Result<bool> {
+            Ok(output("ip", &format!("-n {hub} -d -o link show h{host}"))?.contains("state forwarding"))
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while passes()? == vanishes {
+            if Instant::now() > deadline {
+                bail!("the bridge did not follow within 5 s");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Has what a host is sent on its migration ports vanish, or takes it again: only guest memory does not get
+    /// through.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn swallow_memory(&self, host: usize, vanishes: bool) -> anyhow::Result<()> {
+        let name = self.own_namespace(host)?;
+        let deed = if vanishes { "add" } else { "del" };
+        let (first, last) = crate::hosts::MIGRATION_PORTS;
+        ip(&format!(
+            "-n {name} rule {deed} iif eth0 ipproto tcp dport {first}-{last} blackhole"
+        ))
+    }
+
     fn own_namespace(&self, host: usize) -> anyhow::Result<String> {
         if !self.separate {
             bail!("hosts have no network of their own: this needs root");

@@ -334,8 +334,28 @@ fn remove(number: u8, directory: &Path) -> anyhow::Result<()> {
         bail!("{} ({}) keeps coming back", left.program, left.pid);
     }
     network::remove(number)?;
+    unmount_below(directory)?;
     if directory.exists() {
         std::fs::remove_dir_all(directory).with_context(|| format!("remove {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// Unmounts what a test has mounted in the run's directory, for example a disk of its own for an agent's state.
+fn unmount_below(directory: &Path) -> anyhow::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("read the table of mounts")?;
+    // The last one first: it may lie in another one. The run's own paths have no characters that are escaped here.
+    for place in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(place).starts_with(directory) {
+            let output = std::process::Command::new("umount").arg(place).output();
+            let output = output.with_context(|| format!("unmount {place}"))?;
+            if !output.status.success() {
+                bail!(
+                    "unmount {place}: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
+            }
+        }
     }
     Ok(())
 }

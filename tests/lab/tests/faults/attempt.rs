@@ -161,6 +161,7 @@ impl Attempt {
                 guest.ticks_at(&host).await?;
                 guest.nothing_left(lab, there).await?;
                 guest.process(lab, here)?;
+                guest.memory_is_intact(lab, here).await?;
                 guest.ran_once()?;
                 let record = record(lab, &guest.uid).await?;
                 ensure!(

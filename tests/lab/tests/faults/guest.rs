@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use godwit_crds::VirtualMachine;
 use godwit_crds::virtual_machine::GuestState;
+use godwit_guest::line::Line;
 use godwit_lab::Lab;
 use godwit_lab::boot_sector::BootSector;
 use godwit_lab::console::type_at;
@@ -32,6 +33,8 @@ pub struct Guest {
     pub uid: String,
     pub observer: Observer,
     disk: Option<PathBuf>,
+    /// Whether it can check its memory.
+    linux: bool,
 }
 
 /// Waits until `look` finds something.
@@ -54,16 +57,23 @@ pub async fn until<T>(
 impl Guest {
     /// Starts a boot sector on host 1 and waits until it counts. It is idle, and moves in no time.
     pub async fn start(lab: &mut Lab) -> anyhow::Result<Self> {
+        Self::start_as(lab, |_| {}).await
+    }
+
+    /// The same with a definition that is changed before.
+    pub async fn start_as(lab: &mut Lab, change: impl FnOnce(&mut Value)) -> anyhow::Result<Self> {
         let name = next_name();
         let disk = lab.pool().join(format!("{name}.raw"));
         std::fs::write(&disk, BootSector::default().image())?;
         // Both hosts' hypervisors open it, each as a user of its own.
         std::fs::set_permissions(&disk, std::fs::Permissions::from_mode(0o666))?;
-        let spec = json!({
+        let mut spec = json!({
+            "machine": {"type": "pc-q35-10.0"},
             "memory": "32Mi",
             "boot": {"firmware": {}},
             "disks": [{"name": "root", "file": {"file": format!("{name}.raw")}}],
         });
+        change(&mut spec);
         Self::create(lab, name, spec, Some(disk)).await
     }
 
@@ -72,6 +82,7 @@ impl Guest {
     pub async fn start_busy(lab: &mut Lab) -> anyhow::Result<Self> {
         let options = "godwit.fill=32M godwit.dirty=4M godwit.working_set=8M godwit.interval=5";
         let spec = json!({
+            "machine": {"type": "pc-q35-10.0"},
             "memory": "192Mi",
             "boot": {"kernel": {
                 "image": {"file": KERNEL},
@@ -90,7 +101,6 @@ impl Guest {
     ) -> anyhow::Result<Self> {
         clean_up(lab).await.context("what an earlier case left")?;
         spec["host"] = "h1".into();
-        spec["machine"] = json!({"type": "pc-q35-10.0"});
         spec["cpu"] = json!({"count": 1, "model": "qemu64"});
         let object = serde_json::from_value(json!({
             "apiVersion": "godwit.dev/v1alpha1",
@@ -104,11 +114,13 @@ impl Guest {
         for host in &lab.hosts {
             observer.follow(&host.name, &directory(&host.directory, &uid).join("console.log"));
         }
+        let linux = disk.is_none();
         let guest = Self {
             name,
             uid,
             observer,
             disk,
+            linux,
         };
         guest.state(lab, GuestState::Running).await?;
         guest.ticks_at("h1").await?;
@@ -166,6 +178,32 @@ impl Guest {
             verdict.boots,
             verdict.garbled
         );
+        Ok(())
+    }
+
+    /// Has it check all of its memory at the host where it runs, if it can.
+    pub async fn memory_is_intact(&self, lab: &mut Lab, host: usize) -> anyhow::Result<()> {
+        if !self.linux {
+            return Ok(());
+        }
+        let lines = self.observer.lines();
+        let now = lines.iter().rev().find_map(|seen| seen.line.tick()).unwrap_or(0);
+        self.types(lab, host, "check\n")?;
+        until("the guest has checked its memory", async || {
+            // One that was under way in the background may end first.
+            let checked = self.observer.lines().iter().any(|seen| match seen.line {
+                Line::Check { since_tick, .. } => since_tick >= now,
+                Line::Hello { .. }
+                | Line::Tick { .. }
+                | Line::Accepted { .. }
+                | Line::Refused { .. }
+                | Line::Count { .. } => false,
+            });
+            Ok(checked.then_some(()))
+        })
+        .await?;
+        let verdict = self.observer.verdict();
+        ensure!(verdict.memory_intact(), "{} has {:?}", self.name, verdict.memory);
         Ok(())
     }
 

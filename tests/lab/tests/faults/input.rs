@@ -12,11 +12,17 @@ use godwit_lab::certificates::{Authority, Issued, Subject, host_identity, write_
 use kube::Api;
 use serde_json::{Value, json};
 
-use crate::attempt::{Attempt, End, condition};
+use crate::attempt::{Attempt, End, Ended, condition};
 use crate::guest::{Guest, until};
 
-/// Orders a move that ends where it began, for that reason.
+/// Orders a move that ends where it began, for that reason, before memory travels.
 async fn fails(lab: &mut Lab, guest: &Guest, to: &str, reason: &str) -> anyhow::Result<()> {
+    let (attempt, ended) = refused(lab, guest, to, reason).await?;
+    attempt.holds(lab, guest, &ended).await
+}
+
+/// The same; what holds then is looked at by the caller.
+pub async fn refused(lab: &Lab, guest: &Guest, to: &str, reason: &str) -> anyhow::Result<(Attempt, Ended)> {
     let attempt = Attempt::order(lab, &guest.name, to).await?;
     let ended = attempt.ended(lab).await?;
     ensure!(
@@ -24,7 +30,14 @@ async fn fails(lab: &mut Lab, guest: &Guest, to: &str, reason: &str) -> anyhow::
         "{reason} was expected: {ended:?}"
     );
     println!("  {}: {}", ended.reason, ended.message);
-    attempt.holds(lab, guest, &ended).await
+    let progress = attempt.status(lab).await?.progress;
+    ensure!(
+        progress
+            .as_ref()
+            .is_none_or(|figures| figures.transferred_bytes == 0),
+        "memory has travelled: {progress:?}"
+    );
+    Ok((attempt, ended))
 }
 
 pub async fn unknown_names_are_refused(lab: &mut Lab) -> anyhow::Result<()> {
@@ -93,7 +106,7 @@ async fn host_is_not_ready(lab: &Lab, reason: &str) -> anyhow::Result<()> {
 }
 
 /// Host 2 with a changed configuration, as long as `work` takes.
-async fn with_host_2(
+pub async fn with_host_2(
     lab: &mut Lab,
     change: impl FnOnce(&mut Value),
     unready: Option<&str>,
@@ -192,7 +205,7 @@ fn enter(namespace: &Path) -> anyhow::Result<()> {
 }
 
 /// Where this machine's hypervisor lies.
-fn hypervisor() -> anyhow::Result<PathBuf> {
+pub fn hypervisor() -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").context("no PATH")?;
     std::env::split_paths(&path)
         .map(|directory| directory.join("qemu-system-x86_64"))

@@ -11,8 +11,10 @@
 mod acts;
 mod attempt;
 mod crashes;
+mod early;
 mod guest;
 mod input;
+mod lacking;
 mod strangers;
 
 use std::process::ExitCode;
@@ -31,12 +33,17 @@ use crashes::{
     source_hypervisor_killed_after_go, source_hypervisor_killed_before_go_sealed,
     source_hypervisor_killed_before_go_unsealed, source_hypervisor_killed_in_pre_copy,
 };
+use early::{anybody_killed_in_begin, anybody_killed_in_prepare};
 use godwit_lab::{LabOptions, cases};
 use input::{
     a_certificate_of_another_authority_is_rejected, a_certificate_of_another_host_is_rejected,
     a_guest_that_does_not_run_is_refused, a_hypervisor_may_be_missing, a_hypervisor_may_break,
     a_second_active_migration_is_refused, a_stopped_agents_host_is_refused, ports_may_run_out,
     too_little_memory_is_refused, unknown_names_are_refused,
+};
+use lacking::{
+    a_missing_bridge_is_named, a_missing_machine_type_or_cpu_model_is_named, a_missing_pool_or_disk_is_named,
+    a_process_in_the_guests_place_is_left_alone,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
 
@@ -49,6 +56,10 @@ fn main() -> ExitCode {
             a_guest_that_does_not_run_is_refused,
             a_stopped_agents_host_is_refused,
             too_little_memory_is_refused,
+            a_missing_machine_type_or_cpu_model_is_named,
+            a_missing_pool_or_disk_is_named,
+            a_missing_bridge_is_named,
+            a_process_in_the_guests_place_is_left_alone,
             ports_may_run_out,
             a_hypervisor_may_be_missing,
             a_hypervisor_may_break,
@@ -59,6 +70,8 @@ fn main() -> ExitCode {
             the_guest_powers_off,
             the_guest_panics,
             the_guest_resets,
+            anybody_killed_in_begin,
+            anybody_killed_in_prepare,
             source_hypervisor_killed_in_pre_copy,
             destination_hypervisor_killed_in_pre_copy,
             source_agent_killed_in_pre_copy,
