@@ -43,3 +43,24 @@ imagePullSecrets:
       - downwardAPI:
           items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]
 {{- end }}
+
+{{/* The name of policies, which may not hold a colon. */}}
+{{- define "godwit.policyName" -}}
+{{ .Release.Namespace }}-{{ include "godwit.name" . }}
+{{- end }}
+
+{{/* Users, as expressions of policies compare them. */}}
+{{- define "godwit.controllerUser" -}}
+"system:serviceaccount:{{ .Release.Namespace }}:{{ include "godwit.name" . }}-controller"
+{{- end }}
+{{- define "godwit.agentUser" -}}
+"system:serviceaccount:{{ .Release.Namespace }}:{{ include "godwit.name" . }}-agent"
+{{- end }}
+
+{{/* The node that a token was given to, as the API server found it; empty where it is bound to none. */}}
+{{- define "godwit.node" -}}
+request.userInfo.?extra[?"authentication.kubernetes.io/node-name"][?0].orValue("")
+{{- end }}
+{{- define "godwit.noNode" -}}
+this token is bound to no node, so it cannot be known which host's agent this is
+{{- end }}

@@ -30,21 +30,29 @@ pub async fn helm_warns_of_nothing(lab: &mut Lab) -> anyhow::Result<()> {
         assert!(!condition(&definition, "NonStructuralSchema"), "{resource}");
         assert!(condition(&definition, "NamesAccepted"), "{resource}");
     }
-    // The controller manager checks the types in the policy's expressions, and says what it finds.
-    let name = format!("{}-{}-guest-records", chart::NAMESPACE, chart::RELEASE);
-    let path = format!("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}");
-    let policy = eventually("the policy is checked", async || {
-        let found = send(&client, "GET", &path, None).await.accepted();
-        found.pointer("/status/typeChecking").is_some().then_some(found)
-    })
-    .await;
-    assert!(
-        policy
-            .pointer("/status/typeChecking/expressionWarnings")
-            .is_none(),
-        "{}",
-        policy["status"]
-    );
+    // The controller manager checks the types in the policies' expressions, and says what it finds.
+    for policy in ["guest-records", "agents"] {
+        let name = format!("{}-{}-{policy}", chart::NAMESPACE, chart::RELEASE);
+        let path = format!("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}");
+        let found = eventually("the policy is checked", async || {
+            let found = send(&client, "GET", &path, None).await.accepted();
+            found.pointer("/status/typeChecking").is_some().then_some(found)
+        })
+        .await;
+        let warnings = found.pointer("/status/typeChecking/expressionWarnings");
+        assert!(warnings.is_none(), "{}", found["status"]);
+        // What cannot be judged is refused, and said to the auditor.
+        assert_eq!(found["spec"]["failurePolicy"], "Fail", "{name}");
+        let bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+        let binding = send(&client, "GET", &format!("{bindings}/{name}"), None)
+            .await
+            .accepted();
+        assert_eq!(binding["spec"]["policyName"], name.as_str());
+        assert_eq!(
+            binding["spec"]["validationActions"],
+            serde_json::json!(["Deny", "Audit"])
+        );
+    }
     Ok(())
 }
 

@@ -7,21 +7,34 @@
     reason = "tests"
 )]
 
+mod agents;
 mod chart;
 mod machine;
 mod migration;
+mod parties;
 mod record;
 mod rights;
 mod server;
 
 use std::process::ExitCode;
 
+use agents::{
+    r3_a_host_holds_its_own_lease_and_no_other, r3_a_node_cannot_be_forged_by_impersonation,
+    r3_a_token_names_its_node_and_dies_with_its_pod, r3_an_agent_writes_its_own_host_and_no_other,
+    r3_the_policy_holds_beyond_the_roles, r3_without_a_node_nothing_is_written,
+    r4_the_name_comes_from_the_token_and_not_from_the_message,
+};
 use chart::{every_field_is_explained, helm_warns_of_nothing, images_must_be_named, listings_have_columns};
 use godwit_lab::{LabOptions, cases};
 use machine::{a_machine_is_checked, a_machine_is_fixed_once_written};
 use migration::{a_migration_is_checked, a_migration_is_fixed_once_written, an_unserved_field_is_refused};
+use parties::{
+    each_party_makes_the_writes_that_are_its_own, r3_a_decision_carries_no_other_change,
+    r3_a_record_is_changed_by_its_parties_and_by_the_rules, r3_people_of_a_namespace_change_no_record,
+    r3_refusals_are_in_the_audit_log,
+};
 use record::{a_record_is_checked, a_record_moves_by_the_rules_only, nobody_else_writes_records};
-use rights::{parts_have_their_rights_and_no_more, peoples_rights};
+use rights::{r3_parts_have_their_rights_and_no_more, r13_migrating_is_an_administrators_right};
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
@@ -39,8 +52,20 @@ fn main() -> ExitCode {
             nobody_else_writes_records,
             a_record_is_checked,
             a_record_moves_by_the_rules_only,
-            parts_have_their_rights_and_no_more,
-            peoples_rights,
+            r3_parts_have_their_rights_and_no_more,
+            r13_migrating_is_an_administrators_right,
+            r3_a_token_names_its_node_and_dies_with_its_pod,
+            r3_an_agent_writes_its_own_host_and_no_other,
+            r3_a_host_holds_its_own_lease_and_no_other,
+            r4_the_name_comes_from_the_token_and_not_from_the_message,
+            r3_without_a_node_nothing_is_written,
+            r3_a_node_cannot_be_forged_by_impersonation,
+            r3_a_record_is_changed_by_its_parties_and_by_the_rules,
+            r3_a_decision_carries_no_other_change,
+            each_party_makes_the_writes_that_are_its_own,
+            r3_people_of_a_namespace_change_no_record,
+            r3_refusals_are_in_the_audit_log,
+            r3_the_policy_holds_beyond_the_roles,
         ],
     )
 }

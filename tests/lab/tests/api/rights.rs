@@ -40,7 +40,7 @@ const VERBS: [&str; 8] = [
 
 /// Everything that godwit's own accounts may do: what is not in the table is refused. Namespaces: `own` is the
 /// release's, `any` one of a user.
-pub async fn parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Result<()> {
+pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Result<()> {
     const READ: &str = "get list watch";
     #[rustfmt::skip]
     let table: &[(&str, &str, &str, &str)] = &[
@@ -51,11 +51,11 @@ pub async fn parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Resul
         ("virtualmachinemigrations.godwit.dev", "any", "get list watch update patch", ""),
         ("virtualmachinemigrations.godwit.dev/status", "any", "get update patch", ""),
         ("virtualmachinemigrations.godwit.dev/finalizers", "any", "update", ""),
-        ("virtualmachinehosts.godwit.dev", "", READ, "get create update patch"),
-        ("virtualmachinehosts.godwit.dev/status", "", "get patch", "get update patch"),
-        ("guestrecords.godwit.dev", "", "get list watch create update patch delete", "get"),
+        ("virtualmachinehosts.godwit.dev", "", READ, "get create patch"),
+        ("virtualmachinehosts.godwit.dev/status", "", "get patch", "patch"),
+        ("guestrecords.godwit.dev", "", "get list watch create update patch delete", "get update"),
         ("events.events.k8s.io", "any", "create update patch", ""),
-        ("leases.coordination.k8s.io", "own", "get list watch create update patch", "get create update patch"),
+        ("leases.coordination.k8s.io", "own", "get list watch create update patch", "create patch"),
         ("leases.coordination.k8s.io", "any", "", ""),
         ("secrets", "own", "", ""),
         ("secrets", "any", "", ""),
@@ -90,7 +90,7 @@ pub async fn parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Resul
     Ok(())
 }
 
-pub async fn peoples_rights(lab: &mut Lab) -> anyhow::Result<()> {
+pub async fn r13_migrating_is_an_administrators_right(lab: &mut Lab) -> anyhow::Result<()> {
     let client = lab.client();
     for role in ["view", "edit", "admin"] {
         let binding = json!({

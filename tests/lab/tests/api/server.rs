@@ -49,16 +49,41 @@ pub fn path(resource: &str) -> String {
 }
 
 pub async fn send(client: &Client, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    send_with(
+        client,
+        method,
+        path,
+        &[("content-type", "application/json")],
+        body,
+    )
+    .await
+}
+
+/// Applies an object as agents do: by server-side apply, as the owner of its fields.
+pub async fn apply(client: &Client, path: &str, object: &Value) -> Answer {
+    let headers = [("content-type", "application/apply-patch+yaml")];
+    let path = format!("{path}?fieldManager=godwit-agent&force=true&fieldValidation=Strict");
+    send_with(client, "PATCH", &path, &headers, Some(object)).await
+}
+
+pub async fn send_with(
+    client: &Client,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Answer {
     let bytes = body
         .map(|body| serde_json::to_vec(body).unwrap())
         .unwrap_or_default();
-    let request = http::Request::builder()
-        .method(method)
-        .uri(path)
-        .header("content-type", "application/json")
-        .body(Body::from(bytes))
+    let mut request = http::Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = client
+        .send(request.body(Body::from(bytes)).unwrap())
+        .await
         .unwrap();
-    let answer = client.send(request).await.unwrap();
     let code = answer.status().as_u16();
     let warnings = answer
         .headers()
