@@ -8,6 +8,7 @@ pub mod host;
 pub mod hypervisor;
 pub mod migration;
 pub mod pools;
+pub mod sandbox;
 pub mod server;
 pub mod state;
 pub mod taps;

@@ -31,6 +31,7 @@ pub fn facts() -> HypervisorFacts {
             keep_destination_paused: true,
             inactivate_disks: true,
         },
+        walls_missing: Vec::new(),
     }
 }
 

@@ -20,6 +20,7 @@ use super::process;
 use super::record::{GuestEntry, Standing};
 use super::slot::{Here, Known, Process, Slot};
 use super::types::GuestIdentity;
+use crate::cgroup::Limits;
 use crate::hypervisor::{Guest, HypervisorError, Launch, ProcessRecord, Start};
 use crate::pools::PoolError;
 use crate::state::RecordFile;
@@ -158,6 +159,11 @@ impl Inner {
         let user = match self.settings.users {
             None => None,
             Some(range) => {
+                // A process that nobody knows any more, of a guest whose record cannot be read, has its user still.
+                users.extend(
+                    process::users_at_work()
+                        .map_err(|source| system("Look through the processes", source))?,
+                );
                 let free =
                     (range.first..range.first.saturating_add(range.count)).find(|user| !users.contains(user));
                 Some(free.ok_or_else(|| {
@@ -213,6 +219,7 @@ impl Inner {
             taps: entry.taps.clone(),
             directory,
             user: entry.user,
+            network: self.settings.network,
             start,
         };
         let launched = self.hypervisor.launch(launch).await;
@@ -221,8 +228,16 @@ impl Inner {
         }
         let guest = launched.map_err(from_hypervisor)?;
         let process = guest.process();
-        for problem in self.settings.cgroups.place(&self.cgroup(&slot.uid), process.pid) {
+        let limits = Limits::of(definition.memory(), definition.spec().cpu.count);
+        let placed = self
+            .settings
+            .cgroups
+            .place(&self.cgroup(&slot.uid), process.pid, limits);
+        for problem in placed.refused {
             info!(guest = %slot.uid, %problem, "no cgroup of its own in one hierarchy");
+        }
+        for (resource, why) in placed.unbounded {
+            warn!(guest = %slot.uid, resource = resource.name(), %why, "the guest is not bounded in this");
         }
         entry.standing = match entry.standing {
             Standing::LaunchingIncoming { terms } | Standing::Arriving { terms, .. } => {

@@ -24,6 +24,7 @@ use crate::clock::now_micros;
 use crate::hypervisor::{Hypervisor, HypervisorFacts, RunState, Start};
 use crate::migration::Records;
 use crate::pools::Pools;
+use crate::sandbox::Network;
 use crate::state::{RecordFile, StateError};
 use crate::taps::Taps;
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub taps: Arc<dyn Taps>,
     /// Users to run guests as, one each; `None` where the agent is not root.
     pub users: Option<UserRange>,
+    /// What of the network their processes reach.
+    pub network: Network,
     /// Where their processes are put.
     pub cgroups: Cgroups,
 }
@@ -74,6 +77,8 @@ pub(super) struct Inner {
     changes: watch::Sender<u64>,
     state_problem: Mutex<Option<String>>,
     pub(super) suspected: Notify,
+    /// What of a guest's process cannot be bounded on this host.
+    unbounded: OnceLock<Vec<String>>,
     pub(super) journals: OnceLock<Arc<dyn Journals>>,
     pub(super) records: OnceLock<Arc<dyn Records>>,
 }
@@ -110,6 +115,7 @@ impl Guests {
             changes: watch::Sender::new(0),
             state_problem: Mutex::new(None),
             suspected: Notify::new(),
+            unbounded: OnceLock::new(),
             journals: OnceLock::new(),
             records: OnceLock::new(),
         };
@@ -127,6 +133,20 @@ impl Guests {
     /// What the hypervisor is; `None` while it does not work.
     pub fn facts(&self) -> Option<Arc<HypervisorFacts>> {
         lock(&self.inner.facts).clone()
+    }
+
+    /// What keeps guests here from being walled off as they should be, for people.
+    pub fn walls_missing(&self) -> Vec<String> {
+        let mut missing = self
+            .facts()
+            .map_or_else(Vec::new, |facts| facts.walls_missing.clone());
+        let settings = &self.inner.settings;
+        let unbounded = self.inner.unbounded.get_or_init(|| {
+            // No guest's: those end in a UID.
+            settings.cgroups.missing(&format!("{}.trial", settings.host))
+        });
+        missing.extend(unbounded.iter().cloned());
+        missing
     }
 
     /// Finds every recorded guest again. Nothing is started; a process is ended only where the records prove that

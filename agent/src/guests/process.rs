@@ -1,5 +1,6 @@
 //! What can be known about a process from outside, without asking it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -110,6 +111,28 @@ pub fn users_of(directory: &Path) -> io::Result<Users> {
             users.listeners.push(pid);
         } else if pid != std::process::id() && names(pid, directory) {
             users.mentions.push(pid);
+        }
+    }
+    Ok(users)
+}
+
+/// The users that any process on this host belongs to.
+pub fn users_at_work() -> io::Result<BTreeSet<u32>> {
+    let mut users = BTreeSet::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let is_process = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+        // A process that ends meanwhile belongs to nobody; one that changed its user counts for each.
+        if is_process && let Ok(status) = fs::read_to_string(entry.path().join("status")) {
+            users.extend(
+                status
+                    .lines()
+                    .filter_map(|line| line.strip_prefix("Uid:"))
+                    .flat_map(str::split_whitespace)
+                    .filter_map(|id| id.parse::<u32>().ok()),
+            );
         }
     }
     Ok(users)

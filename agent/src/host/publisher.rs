@@ -253,6 +253,7 @@ impl Publisher {
             certificate_expires: Timestamp::try_from(self.certificate.get().valid_until())
                 .unwrap_or(Timestamp::MAX),
             unresolved: self.migrations.unresolved(),
+            walls_missing: self.guests.walls_missing(),
             stopping: self.stopping,
             pools: published.0,
             guests: self.guests.list(),

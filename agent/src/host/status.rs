@@ -32,6 +32,13 @@ pub const JOURNAL_DAMAGED: &str = "JournalDamaged";
 /// What a migration needs does not answer; it is asked again.
 pub const MIGRATION_WAITS: &str = "MigrationWaits";
 
+/// The condition that says whether guests here are walled off as they should be.
+pub const GUESTS_ISOLATED: &str = "GuestsIsolated";
+/// They are.
+pub const ALL_WALLS_STAND: &str = "AllWallsStand";
+/// Something on this host does not allow a wall.
+pub const WALLS_MISSING: &str = "WallsMissing";
+
 const MEBIBYTE: u64 = 1 << 20;
 /// Bounds of the custom resource.
 const MACHINE_TYPES: usize = 256;
@@ -58,6 +65,8 @@ pub struct Facts {
     pub certificate_expires: Timestamp,
     /// Migrations that could not be taken up.
     pub unresolved: Vec<Unresolved>,
+    /// What keeps guests here from being walled off as they should be.
+    pub walls_missing: Vec<String>,
     /// The agent is being stopped.
     pub stopping: bool,
     /// The pools that can be used.
@@ -85,6 +94,13 @@ pub fn status(
         &mut conditions,
         migrations_resolved(&facts.unresolved, generation_seen, now),
     );
+    // Of a hypervisor that does not run it is not known what it can be given.
+    if facts.hypervisor.is_ok() {
+        set_condition(
+            &mut conditions,
+            guests_isolated(&facts.walls_missing, generation_seen, now),
+        );
+    }
     VirtualMachineHostStatus {
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
         boot_id: Some(facts.boot_id.clone()),
@@ -115,8 +131,9 @@ pub fn status(
 /// The part of a status that is this agent's to write.
 pub fn own_part(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
     let mut own = status.clone();
-    own.conditions
-        .retain(|condition| ["Ready", MIGRATIONS_RESOLVED].contains(&condition.type_.as_str()));
+    own.conditions.retain(|condition| {
+        ["Ready", MIGRATIONS_RESOLVED, GUESTS_ISOLATED].contains(&condition.type_.as_str())
+    });
     own
 }
 
@@ -216,6 +233,24 @@ fn migrations_resolved(unresolved: &[Unresolved], generation: i64, now: Timestam
     }
 }
 
+/// Whether guests here are walled off from the host and from each other as they should be, and if not, in what.
+fn guests_isolated(missing: &[String], generation: i64, now: Timestamp) -> Condition {
+    let (status, reason, message) = if missing.is_empty() {
+        let words = "Each guest has a user, a sandbox and bounds of its own";
+        (ConditionStatus::True, ALL_WALLS_STAND, words.to_owned())
+    } else {
+        (ConditionStatus::False, WALLS_MISSING, missing.join("; "))
+    };
+    Condition {
+        type_: GUESTS_ISOLATED.into(),
+        status,
+        reason: reason.into(),
+        message: bounded(&message, MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
 /// A guest as the host reports it. One that is still arriving is its source's to report.
 fn guest(view: &GuestView) -> Option<HostGuest> {
     match view.role {
@@ -292,10 +327,12 @@ mod tests {
                     keep_destination_paused: true,
                     inactivate_disks: true,
                 },
+                walls_missing: vec![],
             })),
             state_problem: None,
             certificate_expires: at(3600),
             unresolved: vec![],
+            walls_missing: vec![],
             stopping: false,
             pools: vec![],
             guests: vec![
@@ -384,7 +421,7 @@ mod tests {
             .into_iter()
             .map(|condition| condition.type_)
             .collect();
-        assert_eq!(own, ["Ready", MIGRATIONS_RESOLVED]);
+        assert_eq!(own, ["Ready", MIGRATIONS_RESOLVED, GUESTS_ISOLATED]);
     }
 
     #[test]
@@ -413,10 +450,43 @@ mod tests {
             ]
         );
         let hosts = table.split("## VirtualMachineHost").nth(1).unwrap();
-        let ours = [ALL_RESOLVED, JOURNAL_NEWER, JOURNAL_DAMAGED, MIGRATION_WAITS].map(str::to_owned);
+        let ours = [
+            ALL_RESOLVED,
+            JOURNAL_NEWER,
+            JOURNAL_DAMAGED,
+            MIGRATION_WAITS,
+            ALL_WALLS_STAND,
+            WALLS_MISSING,
+        ]
+        .map(str::to_owned);
         for reason in reasons.into_iter().chain(ours) {
             assert!(hosts.contains(&format!("| `{reason}` |")), "{reason}");
         }
+    }
+
+    #[test]
+    fn r7_a_host_that_cannot_wall_its_guests_off_says_so() {
+        let told = |change: &dyn Fn(&mut Facts)| {
+            let mut facts = facts();
+            change(&mut facts);
+            let status = status(&facts, &VirtualMachineHostStatus::default(), Some(1), at(0));
+            let found = status.conditions.into_iter().find(|c| c.type_ == GUESTS_ISOLATED);
+            found.map(|c| (c.status, c.reason, c.message))
+        };
+        assert_eq!(
+            told(&|_| {}).map(|told| (told.0, told.1)),
+            Some((ConditionStatus::True, ALL_WALLS_STAND.into()))
+        );
+        let missing = |f: &mut Facts| f.walls_missing = vec!["not root".into(), "no bound".into()];
+        assert_eq!(
+            told(&missing),
+            Some((
+                ConditionStatus::False,
+                WALLS_MISSING.into(),
+                "not root; no bound".into()
+            ))
+        );
+        assert_eq!(told(&|f| f.hypervisor = Err("gone".into())), None);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use godwit_handover::Gates;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::sandbox::Network;
+
 /// A hypervisor installed on this host.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {
@@ -65,6 +67,8 @@ pub struct HypervisorFacts {
     pub cpu_models: Vec<String>,
     /// What it can hold back during a migration.
     pub gates: Gates,
+    /// What keeps guests here from being walled off as they should be, for people; empty where nothing does.
+    pub walls_missing: Vec<String>,
 }
 
 /// Everything that a driver needs to start a guest. Paths have been resolved and files opened by the caller,
@@ -85,6 +89,8 @@ pub struct Launch {
     pub directory: PathBuf,
     /// The unprivileged user and group id to run as; `None` where the agent itself is not root.
     pub user: Option<u32>,
+    /// What of the network the process reaches, for as long as it lives.
+    pub network: Network,
     /// Whether the guest boots, or waits for a migration stream.
     pub start: Start,
 }

@@ -23,6 +23,7 @@ use crate::cgroup::Cgroups;
 use crate::guests::fake::{FakeHypervisor, facts};
 use crate::guests::{Guests, Settings};
 use crate::pools::Pools;
+use crate::sandbox::Network;
 use crate::taps::IpCommand;
 
 const UID: &str = "6f1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3e";
@@ -69,7 +70,9 @@ fn write_identity(
 ) -> TlsFiles {
     let key = KeyPair::generate().unwrap();
     let mut parameters = CertificateParams::default();
-    parameters.subject_alt_names = vec![SanType::URI(identity.uri(&TrustDomain::default()).try_into().unwrap())];
+    parameters.subject_alt_names = vec![SanType::URI(
+        identity.uri(&TrustDomain::default()).try_into().unwrap(),
+    )];
     parameters.extended_key_usages = vec![
         ExtendedKeyUsagePurpose::ServerAuth,
         ExtendedKeyUsagePurpose::ClientAuth,
@@ -156,9 +159,7 @@ impl Served {
             key: file("key"),
         };
         let tls = ClientTls::load(&files, &TrustDomain::default()).unwrap();
-        AgentClient::connect(&self.endpoint, "here", &tls)
-            .await
-            .unwrap()
+        AgentClient::connect(&self.endpoint, "here", &tls).await.unwrap()
     }
 }
 

@@ -14,6 +14,7 @@ use godwit_agent::hypervisor::{
     DiskFile, Guest, GuestEvent, GuestEventKind, GuestFiles, Hypervisor, HypervisorError, Launch, RunState,
     Start, StreamLimits, StreamState,
 };
+use godwit_agent::sandbox::Network;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -165,6 +166,7 @@ impl Bench {
             taps: Vec::new(),
             directory,
             user: user(),
+            network: Network::Isolated,
             start,
         }
     }

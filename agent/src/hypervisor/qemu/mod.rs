@@ -1,8 +1,8 @@
 //! The QEMU driver.
 //!
-//! A guest is one `qemu-system-x86_64` process, started with its virtual CPUs stopped, under a user of its own
-//! where the agent is root, with what it needs handed over as opened descriptors. It is spoken to over QMP only,
-//! and outlives the agent.
+//! A guest is one `qemu-system-x86_64` process, started with its virtual CPUs stopped, in a sandbox of its own
+//! ([`crate::sandbox`]), with what it needs handed over as opened descriptors. It is spoken to over QMP only, and
+//! outlives the agent.
 
 mod argv;
 mod guest;
@@ -34,6 +34,7 @@ use self::process::Process;
 use self::qmp::wire::Version;
 use self::spawn::Inherited;
 use super::{Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launch, ProcessRecord};
+use crate::sandbox::{self, Sandbox};
 
 /// The name of QEMU's own messages in a guest's directory.
 const LOG: &str = "qemu.log";
@@ -123,6 +124,8 @@ impl Default for QemuConfig {
 pub struct Qemu {
     config: QemuConfig,
     accelerator: OnceCell<Accelerator>,
+    /// Whether processes here can have namespaces of their own, and why not.
+    namespaces: OnceCell<Result<(), String>>,
 }
 
 impl Qemu {
@@ -131,18 +134,32 @@ impl Qemu {
         Self {
             config,
             accelerator: OnceCell::new(),
+            namespaces: OnceCell::new(),
         }
+    }
+
+    /// Whether processes here can have namespaces of their own. Tried once in this driver's life.
+    async fn namespaces(&self) -> &Result<(), String> {
+        let tried = self.namespaces.get_or_init(|| async {
+            let program = spawn::find(&self.config.program);
+            tokio::task::spawn_blocking(move || sandbox::namespaces(&program))
+                .await
+                .unwrap_or_else(|error| Err(error.to_string()))
+        });
+        tried.await
     }
 
     /// The accelerator that works here. Tried once in this driver's life.
     async fn accelerator(&self) -> Result<Accelerator, HypervisorError> {
         match self.config.accelerator {
             AcceleratorChoice::Forced(accelerator) => Ok(accelerator),
-            AcceleratorChoice::Auto => self
-                .accelerator
-                .get_or_try_init(|| probe::working_accelerator(&self.config.program))
-                .await
-                .copied(),
+            AcceleratorChoice::Auto => {
+                let sandbox = Sandbox::for_probe(self.namespaces().await.is_ok());
+                self.accelerator
+                    .get_or_try_init(|| probe::working_accelerator(&self.config.program, sandbox))
+                    .await
+                    .copied()
+            }
         }
     }
 }
@@ -151,7 +168,9 @@ impl Qemu {
 impl Hypervisor for Qemu {
     async fn probe(&self) -> Result<HypervisorFacts, HypervisorError> {
         let accelerator = self.accelerator().await?;
-        let answers = probe::ask(&self.config.program, accelerator).await?;
+        let namespaces = self.namespaces().await;
+        let sandbox = Sandbox::for_probe(namespaces.is_ok());
+        let answers = probe::ask(&self.config.program, accelerator, sandbox).await?;
         if answers.version < OLDEST {
             return Err(HypervisorError::Unavailable(format!(
                 "QEMU {} is older than {OLDEST}",
@@ -170,6 +189,7 @@ impl Hypervisor for Qemu {
                 keep_destination_paused: true,
                 inactivate_disks: answers.version >= SET_DISKS_ACTIVE_SINCE,
             },
+            walls_missing: namespaces.as_ref().err().into_iter().cloned().collect(),
         })
     }
 
@@ -178,7 +198,9 @@ impl Hypervisor for Qemu {
         let uid = parse_uid(&launch.uid)?;
         let directory = launch.directory.clone();
         let program = self.config.program.clone();
-        let (child, log) = tokio::task::spawn_blocking(move || start(&program, accelerator, uid, launch))
+        let namespaces = self.namespaces().await.is_ok();
+        let work = move || start(&program, accelerator, namespaces, uid, launch);
+        let (child, log) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| HypervisorError::Unavailable(error.to_string()))??;
         match attach_child(child, &log, uid, &directory).await {
@@ -220,6 +242,7 @@ fn parse_uid(uid: &str) -> Result<uuid::Uuid, HypervisorError> {
 fn start(
     program: &Path,
     accelerator: Accelerator,
+    namespaces: bool,
     uid: uuid::Uuid,
     launch: Launch,
 ) -> Result<(Child, Log), HypervisorError> {
@@ -280,7 +303,13 @@ fn start(
         let arguments = argv::arguments(&plan).map_err(HypervisorError::Refused)?;
         let log =
             Log::beneath(&launch.directory, LOG).map_err(|error| system("opening QEMU's log", error))?;
-        let child = spawn::spawn(program, &arguments, inherited, launch.user, &log)
+        let sandbox = Sandbox {
+            user: launch.user,
+            network: launch.network,
+            namespaces,
+            directory: Some(&launch.directory),
+        };
+        let child = spawn::spawn(program, &arguments, inherited, sandbox, &log)
             .map_err(|error| HypervisorError::Unavailable(format!("{}: {error}", program.display())))?;
         Ok((child, log))
     })();

@@ -21,6 +21,7 @@ use super::qmp::wire::{RawEvent, Version, bounded};
 use super::spawn::{Inherited, in_memory, spawn};
 use super::{Accelerator, argv};
 use crate::hypervisor::HypervisorError;
+use crate::sandbox::Sandbox;
 
 /// How long a boot under KVM may take; where KVM works it takes some tenths of a second.
 const KVM_BOOT: Duration = Duration::from_secs(2);
@@ -54,20 +55,28 @@ pub fn open_kvm() -> io::Result<OwnedFd> {
 }
 
 /// The accelerator that was seen to work.
-pub async fn working_accelerator(program: &Path) -> Result<Accelerator, HypervisorError> {
-    match boots(program, Accelerator::Kvm, KVM_BOOT).await {
+pub async fn working_accelerator(
+    program: &Path,
+    sandbox: Sandbox<'static>,
+) -> Result<Accelerator, HypervisorError> {
+    match boots(program, Accelerator::Kvm, sandbox, KVM_BOOT).await {
         Ok(()) => return Ok(Accelerator::Kvm),
         Err(error) => tracing::info!(%error, "KVM does not work here, guests run under TCG"),
     }
-    boots(program, Accelerator::Tcg, TCG_BOOT).await?;
+    boots(program, Accelerator::Tcg, sandbox, TCG_BOOT).await?;
     Ok(Accelerator::Tcg)
 }
 
 /// Asks QEMU for its version, machine types and CPU models.
-pub async fn ask(program: &Path, accelerator: Accelerator) -> Result<Answers, HypervisorError> {
+pub async fn ask(
+    program: &Path,
+    accelerator: Accelerator,
+    sandbox: Sandbox<'static>,
+) -> Result<Answers, HypervisorError> {
     let probe = Probe::start(
         program,
         accelerator,
+        sandbox,
         Inherited::default(),
         &["-machine", "none"],
         |_| (),
@@ -91,7 +100,12 @@ pub async fn ask(program: &Path, accelerator: Accelerator) -> Result<Answers, Hy
 }
 
 /// Boots [`BOOT_SECTOR`].
-async fn boots(program: &Path, accelerator: Accelerator, deadline: Duration) -> Result<(), HypervisorError> {
+async fn boots(
+    program: &Path,
+    accelerator: Accelerator,
+    sandbox: Sandbox<'static>,
+    deadline: Duration,
+) -> Result<(), HypervisorError> {
     let mut inherited = Inherited::default();
     let disk = inherited.add(
         in_memory("godwit-probe", &BOOT_SECTOR).map_err(|error| system("making the probe's disk", error))?,
@@ -126,7 +140,7 @@ async fn boots(program: &Path, accelerator: Accelerator, deadline: Duration) -> 
             }
         }
     };
-    let probe = Probe::start(program, accelerator, inherited, &arguments, hear).await?;
+    let probe = Probe::start(program, accelerator, sandbox, inherited, &arguments, hear).await?;
     let outcome = timeout(deadline, async {
         // The guest may end QEMU before the answer is read.
         let _ = probe.client.call(Command::new("cont")).await;
@@ -163,6 +177,7 @@ impl Probe {
     async fn start(
         program: &Path,
         accelerator: Accelerator,
+        sandbox: Sandbox<'static>,
         mut inherited: Inherited,
         arguments: &[&str],
         hear: impl FnMut(RawEvent) + Send + 'static,
@@ -190,7 +205,7 @@ impl Probe {
         ]);
         words.extend(arguments.iter().map(ToString::to_string));
         let log = Log::in_memory().map_err(unavailable)?;
-        let mut child = spawn(program, &words, inherited, None, &log).map_err(unavailable)?;
+        let mut child = spawn(program, &words, inherited, sandbox, &log).map_err(unavailable)?;
         let process = match Process::of_child(child.id()) {
             Ok(process) => process,
             Err(error) => {

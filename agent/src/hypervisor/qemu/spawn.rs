@@ -1,18 +1,18 @@
-//! Starting a QEMU process: descriptors that it inherits, its user.
+//! Starting a QEMU process: descriptors that it inherits, in the sandbox that it is given.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, Mode, SealFlags, fcntl_add_seals, fstat, memfd_create};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use super::logs::Log;
+use crate::sandbox::{Sandbox, confine};
 
 /// Descriptors in the child begin here, above the standard streams and with room for what its libraries open.
 const FIRST_DESCRIPTOR: i32 = 10;
@@ -41,28 +41,35 @@ impl Inherited {
         });
         child_fd
     }
+
+    /// Occupies, in this process, those numbers of the child's that are free. Between fork and exec the standard library
+    /// holds a pipe into which it writes if the program cannot be run: had it one of these numbers, a guest's disk
+    /// would be there instead by then.
+    fn keep_numbers_free(&self) -> io::Result<Vec<OwnedFd>> {
+        let end =
+            FIRST_DESCRIPTOR + i32::try_from(self.mappings.len()).unwrap_or(i32::MAX - FIRST_DESCRIPTOR);
+        let nothing = File::open("/dev/null")?;
+        let mut kept = Vec::new();
+        loop {
+            let next = fcntl_dupfd_cloexec(&nothing, FIRST_DESCRIPTOR)?;
+            if next.as_raw_fd() >= end {
+                return Ok(kept);
+            }
+            kept.push(next);
+        }
+    }
 }
 
-/// Starts a process that this one's end does not touch, and that inherits nothing but what it is given.
-///
-/// Core dumps are forbidden from here on to this process too, since limits are inherited: a guest's dump would
-/// hold its memory, and the agent's the host's key. (Setting it for the child alone would need a capability where
-/// its user is another.)
+/// Starts a process in its sandbox, that this one's end does not touch and that inherits nothing but what it is given.
 pub fn spawn(
     program: &Path,
     arguments: &[String],
     inherited: Inherited,
-    user: Option<u32>,
+    sandbox: Sandbox<'_>,
     log: &Log,
 ) -> io::Result<Child> {
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )?;
-    let mut command = Command::new(program);
+    let program = find(program);
+    let mut command = Command::new(&program);
     command
         .args(arguments)
         .env_clear()
@@ -70,29 +77,26 @@ pub fn spawn(
         .stdin(Stdio::null())
         .stdout(log.for_child()?)
         .stderr(log.for_child()?);
-    own_session(&mut command);
-    if let Some(user) = user {
-        // Supplementary groups are dropped with it.
-        command.uid(user).gid(user);
-    }
+    let verdict = confine(&mut command, &program, sandbox)?;
+    let kept_free = inherited.keep_numbers_free()?;
     command
         .fd_mappings(inherited.mappings)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-    command.spawn()
+    let child = command.spawn().map_err(|error| verdict.explain(error));
+    drop(kept_free);
+    child
 }
 
-/// Gives the child a session of its own. An interrupt for the agent is not for its guests; and a group of its own
-/// would not do: when the agent ends, the kernel sends SIGHUP, which ends QEMU, to every group that this leaves
-/// without a parent in its session and in which a process is stopped.
-#[allow(unsafe_code, reason = "a hook between fork and exec has no safe form")]
-fn own_session(command: &mut Command) {
-    // SAFETY: the hook makes one system call, which is safe between fork and exec, and allocates nothing.
-    unsafe {
-        command.pre_exec(|| {
-            rustix::process::setsid()?;
-            Ok(())
-        });
+/// A program given by its name alone is looked up in PATH: the sandbox must know where it lies.
+pub fn find(program: &Path) -> PathBuf {
+    if program.components().count() != 1 || program.has_root() {
+        return program.into();
     }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|found| found.is_file())
+        .unwrap_or_else(|| program.into())
 }
 
 /// Makes sure that `user` can open a kernel's file again through `/proc/self/fd`, which QEMU does: as it is if
@@ -149,7 +153,7 @@ mod tests {
             Path::new("/bin/sh"),
             &["-c".into(), script.into()],
             inherited,
-            None,
+            Sandbox::default(),
             &log,
         )
         .unwrap();
@@ -164,7 +168,7 @@ mod tests {
             Path::new("/bin/sleep"),
             &["60".into()],
             Inherited::default(),
-            None,
+            Sandbox::default(),
             &log,
         )
         .unwrap();
