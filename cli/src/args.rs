@@ -84,6 +84,10 @@ pub struct MigrateArgs {
     /// Longest stop of the guest at the switchover, between 10ms and 60s [default: the server's, 300ms]
     #[arg(long, value_name = "DURATION", value_parser = max_downtime)]
     pub max_downtime: Option<String>,
+    /// Most that may travel in a second while the guest runs, for example 100Mi; 0 is no limit. Later, while memory
+    /// travels: `kubectl patch vmmig NAME --type merge -p '{"spec":{"tuning":{"bandwidth":"50Mi"}}}'` [default: no limit]
+    #[arg(long, value_name = "AMOUNT", value_parser = bandwidth)]
+    pub bandwidth: Option<String>,
     /// Follow the migration to its end
     #[arg(long)]
     pub wait: bool,
@@ -247,6 +251,13 @@ fn timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn bandwidth(text: &str) -> Result<String, String> {
+    match quantity::bandwidth(text) {
+        Some(_) => Ok(text.into()),
+        None => Err("write whole KiB, MiB or GiB in a second, for example 100Mi, or 0".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +285,16 @@ mod tests {
         }
         for bad in ["9ms", "61s", "0s", "300", "1m", "", "ms", "-1s"] {
             assert!(max_downtime(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bandwidths() {
+        for good in ["0", "64Ki", "100Mi", "2Gi"] {
+            assert_eq!(bandwidth(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "100", "100M", "-1Mi", "1.5Mi"] {
+            assert!(bandwidth(bad).is_err(), "{bad}");
         }
     }
 

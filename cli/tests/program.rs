@@ -231,7 +231,7 @@ fn migrate_creates_what_was_asked_for() {
     assert_eq!(
         writes[0].body["spec"],
         json!({"virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "ManagedDirect",
-            "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "50ms"}, "cancel": false})
+            "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "50ms", "bandwidth": "0"}, "cancel": false})
     );
 }
 

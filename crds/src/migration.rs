@@ -4,9 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::quantity::DURATION_PATTERN;
+use crate::quantity::{BANDWIDTH_PATTERN, DURATION_PATTERN};
 
-/// One attempt to move one guest. A retry is a new object. The spec is immutable, but for `cancel`.
+/// One attempt to move one guest. A retry is a new object. The spec is immutable, but for `cancel` and
+/// `tuning.bandwidth`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "godwit.dev",
@@ -78,7 +79,7 @@ pub struct VirtualMachineMigrationSpec {
     pub security: Security,
     /// Figures that steer the transfer.
     #[serde(default)]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("tuning is immutable; make a new migration"))]
+    #[x_kube(validation = Rule::new("self.maxDowntime == oldSelf.maxDowntime").message("tuning.maxDowntime is immutable; make a new migration"))]
     pub tuning: Tuning,
     /// Set to true to stop the migration; the guest then goes on at the source and the record of the attempt
     /// stays. It has no effect once the handover has begun. It cannot be taken back.
@@ -140,12 +141,19 @@ pub struct Tuning {
     #[schemars(length(max = 10), regex(pattern = DURATION_PATTERN))]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10ms') && duration(self) <= duration('60s')").message("maxDowntime lies between 10ms and 60s"))]
     pub max_downtime: String,
+    /// The most that may travel in a second while the guest runs: whole KiB, MiB or GiB, for example `100Mi`; `0`
+    /// for no limit. It may be changed while memory travels. Once the guest is stopped for the switchover, nothing is
+    /// limited.
+    #[serde(default = "default_bandwidth")]
+    #[schemars(length(max = 10), regex(pattern = BANDWIDTH_PATTERN))]
+    pub bandwidth: String,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
             max_downtime: default_max_downtime(),
+            bandwidth: default_bandwidth(),
         }
     }
 }
@@ -153,6 +161,11 @@ impl Default for Tuning {
 fn default_max_downtime() -> String {
     // What QEMU, libvirt and Nova's users are used to.
     "300ms".into()
+}
+
+fn default_bandwidth() -> String {
+    // A limit that nobody asked for would only lengthen the migration.
+    "0".into()
 }
 
 /// What happened to the migration so far.

@@ -1,4 +1,4 @@
-//! The two units that users write: amounts of memory and durations. Both are strings with a unit, so that a
+//! The units that users write: amounts of memory, durations and bandwidths. All are strings with a unit, so that a
 //! manifest never has to be read twice to see whether `1024` meant KiB or MiB.
 
 use std::time::Duration;
@@ -7,6 +7,19 @@ use std::time::Duration;
 pub const MEMORY_PATTERN: &str = r"^[1-9][0-9]{0,6}(Mi|Gi)$";
 /// Pattern of a duration: whole milliseconds or seconds.
 pub const DURATION_PATTERN: &str = r"^[1-9][0-9]{0,6}(ms|s)$";
+
+/// Pattern of a bandwidth: whole KiB, MiB or GiB in a second, or `0` for no limit.
+pub const BANDWIDTH_PATTERN: &str = r"^(0|[1-9][0-9]{0,6}(Ki|Mi|Gi))$";
+
+/// Reads a bandwidth such as `100Mi` (in a second) into bytes per second, `0` for no limit; `None` if it does not
+/// match [`BANDWIDTH_PATTERN`].
+pub fn bandwidth(text: &str) -> Option<u64> {
+    match (text, text.strip_suffix("Ki")) {
+        ("0", _) => Some(0),
+        (_, Some(digits)) => Some(positive(digits)? << 10),
+        (_, None) => memory_bytes(text),
+    }
+}
 
 /// Reads a memory amount such as `512Mi` or `4Gi` into bytes; `None` if it does not match [`MEMORY_PATTERN`].
 pub fn memory_bytes(text: &str) -> Option<u64> {
@@ -53,6 +66,17 @@ mod tests {
             "1.5Gi",
         ] {
             assert_eq!(memory_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn bandwidths() {
+        assert_eq!(bandwidth("0"), Some(0));
+        assert_eq!(bandwidth("64Ki"), Some(64 << 10));
+        assert_eq!(bandwidth("100Mi"), Some(100 << 20));
+        assert_eq!(bandwidth("2Gi"), Some(2 << 30));
+        for bad in ["", "00", "0Mi", "100", "100M", "1.5Mi", "-1Mi", "12345678Ki"] {
+            assert_eq!(bandwidth(bad), None, "{bad}");
         }
     }
 

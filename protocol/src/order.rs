@@ -6,6 +6,7 @@ use godwit_handover::{Cause, Channel, Go, Terms};
 
 use crate::convert::{self, Malformed};
 use crate::guest::{self, GuestName};
+use crate::stream::{self, StreamOptions};
 use crate::wire;
 
 /// The longest downtime that a migration may allow: an hour, far beyond any use.
@@ -18,6 +19,8 @@ pub enum Order {
     Begin {
         /// How long the guest may stand still; whole microseconds.
         max_downtime: Duration,
+        /// How memory is to travel.
+        stream: StreamOptions,
     },
     /// To the destination: make ready to receive.
     Prepare {
@@ -25,6 +28,8 @@ pub enum Order {
         guest: GuestName,
         /// The definition that the source gave at Begin, as JSON; unread here.
         definition: Vec<u8>,
+        /// How memory is to travel: the same as at Begin.
+        stream: StreamOptions,
     },
     /// To the source: send the guest.
     Perform(Channel),
@@ -40,6 +45,12 @@ pub enum Order {
     AbortDestination(Cause),
     /// To the source: the record has been decided; read it.
     Settle,
+    /// To the source: another limit while the guest runs, in bytes per second; 0 is unlimited. Nothing is limited
+    /// once the guest stands still, so that a late one has no effect.
+    Retune {
+        /// Bytes per second.
+        bandwidth: u64,
+    },
 }
 
 /// What an order is answered with: that it was taken, not that it was carried out.
@@ -59,12 +70,18 @@ impl Order {
     pub fn to_request(&self, terms: &Terms) -> wire::OrderRequest {
         use wire::order_request::Order as Wire;
         let order = match self {
-            Self::Begin { max_downtime } => Wire::Begin(wire::Begin {
+            Self::Begin { max_downtime, stream } => Wire::Begin(wire::Begin {
                 max_downtime_micros: u64::try_from(max_downtime.as_micros()).unwrap_or(u64::MAX),
+                stream: Some((*stream).into()),
             }),
-            Self::Prepare { guest, definition } => Wire::Prepare(wire::Prepare {
+            Self::Prepare {
+                guest,
+                definition,
+                stream,
+            } => Wire::Prepare(wire::Prepare {
                 guest: Some(guest.into()),
                 definition: definition.clone(),
+                stream: Some((*stream).into()),
             }),
             Self::Perform(channel) => Wire::Perform(wire::Perform {
                 channel: Some(channel.into()),
@@ -81,6 +98,9 @@ impl Order {
                 cause: wire::Cause::from(*cause).into(),
             }),
             Self::Settle => Wire::Settle(wire::Settle {}),
+            Self::Retune { bandwidth } => Wire::Retune(wire::Retune {
+                bandwidth: *bandwidth,
+            }),
         };
         wire::OrderRequest {
             terms: Some(terms.into()),
@@ -101,7 +121,10 @@ impl Order {
                         "must be more than 0 and at most an hour",
                     ));
                 }
-                Self::Begin { max_downtime }
+                Self::Begin {
+                    max_downtime,
+                    stream: stream::required(begin.stream)?,
+                }
             }
             Wire::Prepare(prepare) => {
                 let guest = guest::required(prepare.guest)?;
@@ -114,6 +137,7 @@ impl Order {
                 Self::Prepare {
                     guest,
                     definition: convert::definition("prepare.definition", prepare.definition)?,
+                    stream: stream::required(prepare.stream)?,
                 }
             }
             Wire::Perform(perform) => Self::Perform(
@@ -132,6 +156,9 @@ impl Order {
                 Self::AbortDestination(convert::cause("abort_destination.cause", abort.cause)?)
             }
             Wire::Settle(wire::Settle {}) => Self::Settle,
+            Wire::Retune(retune) => Self::Retune {
+                bandwidth: stream::bandwidth("retune.bandwidth", retune.bandwidth)?,
+            },
         };
         Ok((terms, order))
     }
@@ -148,6 +175,7 @@ impl Order {
             Self::AbortSource(_) => "AbortSource",
             Self::AbortDestination(_) => "AbortDestination",
             Self::Settle => "Settle",
+            Self::Retune { .. } => "Retune",
         }
     }
 
@@ -164,7 +192,8 @@ impl Order {
             | Self::Confirm
             | Self::AbortSource(_)
             | Self::AbortDestination(_)
-            | Self::Settle => Ok(OrderAnswer::Taken),
+            | Self::Settle
+            | Self::Retune { .. } => Ok(OrderAnswer::Taken),
         }
     }
 }

@@ -15,7 +15,8 @@ use godwit_handover::{
 use godwit_protocol::order::DriverLives;
 use godwit_protocol::update::watch_request;
 use godwit_protocol::{
-    GuestAnswer, GuestName, GuestState, Malformed, Order, Progress, Side, StartGuest, Update, wire,
+    GuestAnswer, GuestName, GuestState, Malformed, Order, Progress, Side, StartGuest, StreamOptions,
+    Transport, Update, wire,
 };
 use proptest::prelude::*;
 
@@ -124,10 +125,15 @@ fn destination_report() -> impl Strategy<Value = DestinationReport> {
 
 fn order() -> impl Strategy<Value = Order> {
     prop_oneof![
-        (1u64..=3_600_000_000).prop_map(|micros| Order::Begin {
-            max_downtime: Duration::from_micros(micros)
+        ((1u64..=3_600_000_000), stream()).prop_map(|(micros, stream)| Order::Begin {
+            max_downtime: Duration::from_micros(micros),
+            stream,
         }),
-        (guest(), definition()).prop_map(|(guest, definition)| Order::Prepare { guest, definition }),
+        (guest(), definition(), stream()).prop_map(|(guest, definition, stream)| Order::Prepare {
+            guest,
+            definition,
+            stream
+        }),
         channel().prop_map(Order::Perform),
         Just(Order::Ready),
         go().prop_map(Order::Finish),
@@ -135,7 +141,20 @@ fn order() -> impl Strategy<Value = Order> {
         cause().prop_map(Order::AbortSource),
         cause().prop_map(Order::AbortDestination),
         Just(Order::Settle),
+        (0..=i64::MAX.unsigned_abs()).prop_map(|bandwidth| Order::Retune { bandwidth }),
     ]
+}
+
+fn stream() -> impl Strategy<Value = StreamOptions> {
+    let transport = prop_oneof![Just(Transport::Native), Just(Transport::Tunnelled)];
+    (transport, any::<bool>(), 1u32..=16, 0..=i64::MAX.unsigned_abs()).prop_map(
+        |(transport, encrypted, connections, bandwidth)| StreamOptions {
+            transport,
+            encrypted,
+            connections,
+            bandwidth,
+        },
+    )
 }
 
 fn progress() -> impl Strategy<Value = Progress> {
@@ -188,12 +207,12 @@ proptest! {
     fn orders(terms in terms(), order in order()) {
         let (terms, order) = match order {
             // A Prepare names the guest of its terms.
-            Order::Prepare { guest, definition } => {
+            Order::Prepare { guest, definition, stream } => {
                 let terms = Terms { guest: guest.uid.clone(), ..terms };
-                (terms, Order::Prepare { guest, definition })
+                (terms, Order::Prepare { guest, definition, stream })
             }
             Order::Begin { .. } | Order::Perform(_) | Order::Ready | Order::Finish(_) | Order::Confirm
-            | Order::AbortSource(_) | Order::AbortDestination(_) | Order::Settle => (terms, order),
+            | Order::AbortSource(_) | Order::AbortDestination(_) | Order::Settle | Order::Retune { .. } => (terms, order),
         };
         let request = carried(&order.to_request(&terms));
         prop_assert_eq!(Order::from_request(request), Ok((terms, order)));
@@ -486,20 +505,23 @@ fn bad_orders_are_refused_by_field() {
     };
     assert_eq!(
         refused(Wire::Begin(wire::Begin {
-            max_downtime_micros: 0
+            max_downtime_micros: 0,
+            stream: good_stream(),
         })),
         "begin.max_downtime_micros"
     );
     assert_eq!(
         refused(Wire::Begin(wire::Begin {
-            max_downtime_micros: u64::MAX
+            max_downtime_micros: u64::MAX,
+            stream: good_stream(),
         })),
         "begin.max_downtime_micros"
     );
     assert_eq!(
         refused(Wire::Prepare(wire::Prepare {
             guest: guest("other"),
-            definition: vec![1]
+            definition: vec![1],
+            stream: good_stream(),
         })),
         "prepare.guest.uid"
     );
@@ -507,7 +529,8 @@ fn bad_orders_are_refused_by_field() {
         assert_eq!(
             refused(Wire::Prepare(wire::Prepare {
                 guest: guest("g-1"),
-                definition
+                definition,
+                stream: good_stream(),
             })),
             "prepare.definition"
         );
@@ -515,12 +538,56 @@ fn bad_orders_are_refused_by_field() {
     let largest = Wire::Prepare(wire::Prepare {
         guest: guest("g-1"),
         definition: vec![0; 256 * 1024],
+        stream: good_stream(),
     });
     let request = wire::OrderRequest {
         terms: Some(good_terms()),
         order: Some(largest),
     };
     assert!(Order::from_request(request).is_ok());
+}
+
+fn good_stream() -> Option<wire::StreamOptions> {
+    Some(StreamOptions::PLAIN.into())
+}
+
+#[test]
+fn a_stream_that_no_agent_could_make_is_refused() {
+    let refused = |stream| {
+        let begin = wire::order_request::Order::Begin(wire::Begin {
+            max_downtime_micros: 1,
+            stream,
+        });
+        refused_field(Order::from_request(wire::OrderRequest {
+            terms: Some(good_terms()),
+            order: Some(begin),
+        }))
+    };
+    let good = wire::StreamOptions::from(StreamOptions::PLAIN);
+    assert_eq!(refused(None), "stream");
+    for transport in [0, 3, -1] {
+        assert_eq!(
+            refused(Some(wire::StreamOptions { transport, ..good })),
+            "stream.transport"
+        );
+    }
+    for connections in [0, 17, u32::MAX] {
+        assert_eq!(
+            refused(Some(wire::StreamOptions { connections, ..good })),
+            "stream.connections"
+        );
+    }
+    let bandwidth = 1 << 63;
+    assert_eq!(
+        refused(Some(wire::StreamOptions { bandwidth, ..good })),
+        "stream.bandwidth"
+    );
+    let retune = wire::order_request::Order::Retune(wire::Retune { bandwidth });
+    let request = wire::OrderRequest {
+        terms: Some(good_terms()),
+        order: Some(retune),
+    };
+    assert_eq!(refused_field(Order::from_request(request)), "retune.bandwidth");
 }
 
 #[test]

@@ -476,6 +476,8 @@ impl Runner {
                 path_proven: _,
                 silence,
             } => self.driver.keep_alive(now, false, silence),
+            // Only a source is given that order.
+            Message::Retune { .. } => {}
         }
     }
 

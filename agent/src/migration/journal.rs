@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use godwit_protocol::StreamOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,9 @@ pub struct Head {
     pub role: Role,
     /// The boot of the host in which the journal was begun.
     pub boot_id: String,
+    /// How memory was to travel at the beginning.
+    #[serde(default)]
+    pub stream: StreamOptions,
 }
 
 /// A host's side of a migration.
@@ -540,6 +544,7 @@ mod tests {
             guest: "guest-1".into(),
             role: Role::Source,
             boot_id: "boot".into(),
+            stream: StreamOptions::PLAIN,
         }
     }
 

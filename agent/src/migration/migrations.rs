@@ -14,7 +14,7 @@ use godwit_handover::{
     Destination, DestinationEntry, DestinationEvent, DestinationFacts, Refusal, Source, SourceEntry,
     SourceEvent, SourceFacts, Step, StreamFact, Terms, Wanted,
 };
-use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Update};
+use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, StreamOptions, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
@@ -183,13 +183,18 @@ impl Migrations {
     pub async fn order(&self, terms: &Terms, order: Order) -> Result<OrderAnswer, Fault> {
         let inner = &self.inner;
         match order {
-            Order::Begin { max_downtime } => inner.begin(terms, max_downtime).await,
-            Order::Prepare { guest, definition } => inner.prepare(terms, guest, &definition).await,
+            Order::Begin { max_downtime, stream } => inner.begin(terms, max_downtime, stream).await,
+            Order::Prepare {
+                guest,
+                definition,
+                stream,
+            } => inner.prepare(terms, guest, &definition, stream).await,
             Order::Perform(channel) => inner.to_source(terms, SourceEvent::Perform(channel)).await,
             Order::Ready => inner.to_source(terms, SourceEvent::Ready).await,
             Order::Confirm => inner.to_source(terms, SourceEvent::Confirm).await,
             Order::Settle => inner.to_source(terms, SourceEvent::Settle).await,
             Order::AbortSource(cause) => inner.to_source(terms, SourceEvent::Abort(cause)).await,
+            Order::Retune { bandwidth } => inner.retune(terms, bandwidth),
             Order::Finish(go) => inner.to_destination(terms, DestinationEvent::Finish(go)).await,
             Order::AbortDestination(cause) => {
                 inner.to_destination(terms, DestinationEvent::Abort(cause)).await
@@ -322,6 +327,17 @@ impl Inner {
         }
     }
 
+    /// Another limit for a stream. It has no effect where nothing is limited any more.
+    fn retune(&self, terms: &Terms, bandwidth: u64) -> Result<OrderAnswer, Fault> {
+        match self.find(terms)? {
+            Orders::Source(orders) => orders
+                .send(Message::Retune { bandwidth })
+                .map(|()| OrderAnswer::Taken)
+                .map_err(|_| faults::unknown(&terms.migration)),
+            Orders::Destination(_) => Err(faults::refused(Refusal::OtherTerms)),
+        }
+    }
+
     async fn to_destination(&self, terms: &Terms, event: DestinationEvent) -> Result<OrderAnswer, Fault> {
         match self.find(terms)? {
             Orders::Destination(orders) => deliver(&orders, event, terms).await,
@@ -353,12 +369,13 @@ impl Inner {
         }
     }
 
-    fn head(&self, terms: &Terms, role: Role) -> Head {
+    fn head(&self, terms: &Terms, role: Role, stream: StreamOptions) -> Head {
         Head {
             migration: terms.migration.clone(),
             guest: terms.guest.clone(),
             role,
             boot_id: self.settings.boot_id.clone(),
+            stream,
         }
     }
 
@@ -395,7 +412,12 @@ impl Inner {
         }
     }
 
-    async fn begin(self: &Arc<Self>, terms: &Terms, max_downtime: Duration) -> Result<OrderAnswer, Fault> {
+    async fn begin(
+        self: &Arc<Self>,
+        terms: &Terms,
+        max_downtime: Duration,
+        stream: StreamOptions,
+    ) -> Result<OrderAnswer, Fault> {
         self.let_last_one_end(terms).await;
         let admission = self.admission.lock().await;
         let known = self
@@ -418,7 +440,9 @@ impl Inner {
         self.check_party(&terms.source)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
         let held = self.custody.protect(terms).await?;
-        let begun = self.begin_protected(terms, max_downtime, gates, &held).await;
+        let begun = self
+            .begin_protected(terms, max_downtime, stream, gates, &held)
+            .await;
         let waits = match begun {
             Ok(waits) => waits,
             Err(fault) => {
@@ -443,6 +467,7 @@ impl Inner {
         self: &Arc<Self>,
         terms: &Terms,
         max_downtime: Duration,
+        stream: StreamOptions,
         gates: godwit_handover::Gates,
         held: &Held,
     ) -> Result<oneshot::Receiver<bool>, Fault> {
@@ -454,13 +479,16 @@ impl Inner {
         };
         let (machine, first) =
             Source::begin(terms.clone(), gates, max_downtime, wanted).map_err(faults::refused)?;
-        let journal = self.create_journal(self.head(terms, Role::Source)).await?;
+        let journal = self
+            .create_journal(self.head(terms, Role::Source, stream))
+            .await?;
         let (begun, waits) = oneshot::channel();
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(false));
         let start = SourceStart {
             machine,
             first,
+            stream,
             guest: Some(held.guest.clone()),
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -482,6 +510,7 @@ impl Inner {
         terms: &Terms,
         guest: GuestName,
         definition: &[u8],
+        stream: StreamOptions,
     ) -> Result<OrderAnswer, Fault> {
         self.let_last_one_end(terms).await;
         let admission = self.admission.lock().await;
@@ -508,7 +537,9 @@ impl Inner {
             &terms.migration,
         )
         .map_err(|error| faults::channel(&error))?;
-        let journal = self.create_journal(self.head(terms, Role::Destination)).await?;
+        let journal = self
+            .create_journal(self.head(terms, Role::Destination, stream))
+            .await?;
         let (launched, waits) = oneshot::channel();
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(false));
@@ -695,6 +726,7 @@ impl Inner {
         let start = SourceStart {
             machine,
             first: if ended { nothing() } else { first },
+            stream: head.stream,
             guest,
             custody: self.custody.clone(),
             records: self.records.clone(),

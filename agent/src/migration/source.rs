@@ -12,7 +12,7 @@ use std::time::Duration;
 use godwit_handover::{
     Pass, RecordView, Refusal, Source, SourceEffect, SourceEntry, SourceEvent, SourceReport, Step, Wanted,
 };
-use godwit_protocol::Side;
+use godwit_protocol::{Side, StreamOptions};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -33,10 +33,7 @@ use crate::hypervisor::{
 /// How long opening the channel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// While memory travels the hypervisor hardly judges for itself when the rest is small enough: the seal does.
-const NARROW: StreamLimits = StreamLimits {
-    bandwidth: 0,
-    downtime: Duration::from_millis(1),
-};
+const NARROW_DOWNTIME: Duration = Duration::from_millis(1);
 /// Once the guest stands still nothing holds the stream back.
 const WIDE: StreamLimits = StreamLimits {
     bandwidth: 0,
@@ -64,12 +61,19 @@ pub(super) enum Message<E> {
         /// How long it may be silent.
         silence: Duration,
     },
+    /// Another limit while the guest runs, in bytes per second. Only for the source.
+    Retune {
+        /// 0 is unlimited.
+        bandwidth: u64,
+    },
 }
 
 /// Everything that a source's task starts with.
 pub(super) struct SourceStart {
     pub(super) machine: Source,
     pub(super) first: Step<SourceEffect>,
+    /// How memory is to travel.
+    pub(super) stream: StreamOptions,
     /// The process; `None` if it is gone.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -88,6 +92,11 @@ pub(super) struct SourceStart {
 
 enum Work {
     Effect(SourceEffect),
+    /// Limit the stream, or the one that will be started; by itself it starts nothing.
+    Limit {
+        bandwidth: u64,
+        now: bool,
+    },
     Look,
     Figures,
 }
@@ -143,6 +152,7 @@ pub(super) async fn run(start: SourceStart) {
             guest: guest.clone(),
             custody: start.custody.clone(),
             terms: start.machine.terms().clone(),
+            stream: start.stream,
         };
         (
             sender,
@@ -500,6 +510,30 @@ impl Runner {
                     self.feel(SourceEvent::PathProven(path_proven));
                 }
             }
+            Message::Retune { bandwidth } => self.retune(bandwidth),
+        }
+    }
+
+    /// Limits the stream anew, unless its limits are lifted or about to be: then it may not be slowed down again.
+    fn retune(&mut self, bandwidth: u64) {
+        let now = match self.machine.report() {
+            SourceReport::Begun => false,
+            SourceReport::Streaming => true,
+            SourceReport::Stopped { .. }
+            | SourceReport::Switching { .. }
+            | SourceReport::InDoubt { .. }
+            | SourceReport::GoSent(_)
+            | SourceReport::Released
+            | SourceReport::Aborting(_)
+            | SourceReport::Aborted(_)
+            | SourceReport::Died
+            | SourceReport::Lost(_) => return,
+        };
+        tracing::info!(migration = %self.machine.terms().migration, bandwidth, "the stream's limit is changed");
+        if let Some((lane, _)) = &self.lane
+            && lane.send(Work::Limit { bandwidth, now }).is_err()
+        {
+            tracing::error!("the lane to the hypervisor is gone");
         }
     }
 
@@ -641,10 +675,11 @@ struct Hand {
     guest: Arc<dyn Guest>,
     custody: Arc<dyn Custody>,
     terms: godwit_handover::Terms,
+    stream: StreamOptions,
 }
 
 impl Hand {
-    async fn work(self, mut work: mpsc::UnboundedReceiver<Work>, answers: mpsc::UnboundedSender<Answer>) {
+    async fn work(mut self, mut work: mpsc::UnboundedReceiver<Work>, answers: mpsc::UnboundedSender<Answer>) {
         let mut before_restore = Duration::ZERO;
         while let Some(next) = work.recv().await {
             let answer = match next {
@@ -654,6 +689,10 @@ impl Hand {
                         before_restore = (before_restore * 2).clamp(BACKOFF, LONGEST_BACKOFF);
                     }
                     self.carry_out(effect).await
+                }
+                Work::Limit { bandwidth, now } => {
+                    self.stream.bandwidth = bandwidth;
+                    Answer::Nothing(if now { self.limit().await } else { None })
                 }
                 Work::Look => Answer::Looked(self.look().await),
                 Work::Figures => match self.guest.stream().await {
@@ -676,6 +715,21 @@ impl Hand {
     async fn look(&self) -> Result<(RunState, StreamStatus), HypervisorError> {
         let status = self.guest.stream().await?;
         Ok((self.guest.run_state().await?, status))
+    }
+
+    /// The limits of this stream while the guest runs.
+    fn narrow(&self) -> StreamLimits {
+        StreamLimits {
+            bandwidth: self.stream.bandwidth,
+            downtime: NARROW_DOWNTIME,
+        }
+    }
+
+    async fn limit(&self) -> Option<Note> {
+        let outcome = self.guest.set_limits(self.narrow()).await;
+        outcome
+            .err()
+            .map(|error| Note::new("HypervisorUnresponsive", error))
     }
 
     async fn carry_out(&self, effect: SourceEffect) -> Answer {
@@ -739,7 +793,7 @@ impl Hand {
                 );
             }
         };
-        match self.guest.send(socket, NARROW).await {
+        match self.guest.send(socket, self.narrow()).await {
             Ok(()) => Answer::Event(SourceEvent::StreamStarted, None),
             Err(HypervisorError::Died) => Answer::Event(SourceEvent::Died, None),
             // It may have begun all the same; what follows is a cancel, which ends it if so.

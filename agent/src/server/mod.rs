@@ -78,7 +78,8 @@ impl<R: Roles> AgentService<R> {
             | Order::Ready
             | Order::Confirm
             | Order::AbortSource(_)
-            | Order::Settle => ("source", &terms.source),
+            | Order::Settle
+            | Order::Retune { .. } => ("source", &terms.source),
             Order::Prepare { .. } | Order::Finish(_) | Order::AbortDestination(_) => {
                 ("destination", &terms.destination)
             }

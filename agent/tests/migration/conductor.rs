@@ -10,7 +10,7 @@ use godwit_agent::migration::{Migrations, Records};
 use godwit_handover::{
     Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
 };
-use godwit_protocol::{GuestName, Order, OrderAnswer, Side, Update};
+use godwit_protocol::{GuestName, Order, OrderAnswer, Side, StreamOptions, Update};
 
 /// How long a migration may take, faults included.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -46,6 +46,7 @@ pub struct Conductor {
     pub record: Record,
     pub driver: Driver,
     pub max_downtime: Duration,
+    pub stream: StreamOptions,
     definition: Option<Vec<u8>>,
     /// The last update of each side.
     pub source: Option<Update>,
@@ -60,6 +61,7 @@ impl Conductor {
             record: record.clone(),
             driver: Driver::new(terms.clone()),
             max_downtime: Duration::from_millis(300),
+            stream: StreamOptions::PLAIN,
             definition: None,
             source: None,
             destination: None,
@@ -148,6 +150,7 @@ impl Conductor {
                 source,
                 Order::Begin {
                     max_downtime: self.max_downtime,
+                    stream: self.stream,
                 },
             ),
             DriverEffect::Prepare => {
@@ -163,6 +166,7 @@ impl Conductor {
                             &self.terms,
                             Order::Begin {
                                 max_downtime: self.max_downtime,
+                                stream: self.stream,
                             },
                         )
                         .await
@@ -172,7 +176,14 @@ impl Conductor {
                 let Some(definition) = self.definition.clone() else {
                     return;
                 };
-                (destination, Order::Prepare { guest, definition })
+                (
+                    destination,
+                    Order::Prepare {
+                        guest,
+                        definition,
+                        stream: self.stream,
+                    },
+                )
             }
             DriverEffect::Perform(channel) => (source, Order::Perform(channel)),
             DriverEffect::Ready => (source, Order::Ready),

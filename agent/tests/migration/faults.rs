@@ -343,6 +343,7 @@ async fn a_migration_that_has_ended_is_not_begun_again_after_a_restart() {
     let prepare = godwit_protocol::Order::Prepare {
         guest: name(),
         definition: definition().json().to_vec(),
+        stream: godwit_protocol::StreamOptions::PLAIN,
     };
     world
         .destination

@@ -7,7 +7,7 @@ use godwit_agent::guests::{GuestError, Role};
 use godwit_agent::hypervisor::RunState;
 use godwit_agent::migration::Migrations;
 use godwit_handover::{Cause, DestinationReport, DriverEvent, Outcome, SourceReport, Terms};
-use godwit_protocol::{GuestName, Order, OrderAnswer, Side};
+use godwit_protocol::{GuestName, Order, OrderAnswer, Side, StreamOptions};
 
 use super::conductor::now;
 use super::played::definition;
@@ -112,6 +112,7 @@ async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
     let prepare = Order::Prepare {
         guest: name(),
         definition,
+        stream: StreamOptions::PLAIN,
     };
     world
         .destination
@@ -159,6 +160,7 @@ async fn a_second_migration_of_the_guest_is_refused_until_the_first_has_ended() 
     let prepare = Order::Prepare {
         guest: name(),
         definition: definition().json().to_vec(),
+        stream: StreamOptions::PLAIN,
     };
     assert_eq!(
         reason(&world.destination.agent, &other, prepare).await,
@@ -206,6 +208,7 @@ async fn orders_that_do_not_fit_are_refused_by_name() {
     let prepare = Order::Prepare {
         guest: name(),
         definition: b"{}".to_vec(),
+        stream: StreamOptions::PLAIN,
     };
     assert_eq!(
         reason(&world.destination.agent, &world.terms, prepare).await,
@@ -221,6 +224,7 @@ async fn what_the_destination_lacks_is_the_answer_to_prepare() {
     let prepare = || Order::Prepare {
         guest: name(),
         definition: definition().json().to_vec(),
+        stream: StreamOptions::PLAIN,
     };
     assert_eq!(
         reason(&world.destination.agent, &world.terms, prepare()).await,
@@ -267,6 +271,7 @@ async fn nobody_needs_to_watch_a_migration_that_is_not_known() {
 pub fn begin() -> Order {
     Order::Begin {
         max_downtime: Duration::from_millis(300),
+        stream: StreamOptions::PLAIN,
     }
 }
 

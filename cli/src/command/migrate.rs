@@ -78,10 +78,7 @@ fn request(args: &MigrateArgs) -> VirtualMachineMigration {
         security: Security {
             require: SecurityRequirement::None,
         },
-        tuning: args
-            .max_downtime
-            .clone()
-            .map_or_else(Tuning::default, |max_downtime| Tuning { max_downtime }),
+        tuning: tuning(args),
         cancel: false,
     };
     let mut migration = VirtualMachineMigration::new("", spec);
@@ -91,6 +88,18 @@ fn request(args: &MigrateArgs) -> VirtualMachineMigration {
         ..Default::default()
     };
     migration
+}
+
+/// What was said, and the server's defaults for the rest.
+fn tuning(args: &MigrateArgs) -> Tuning {
+    let Tuning {
+        max_downtime,
+        bandwidth,
+    } = Tuning::default();
+    Tuning {
+        max_downtime: args.max_downtime.clone().unwrap_or(max_downtime),
+        bandwidth: args.bandwidth.clone().unwrap_or(bandwidth),
+    }
 }
 
 /// A slip in a name is told before an object is made that can only fail. Whoever may create migrations but not
@@ -122,6 +131,7 @@ mod tests {
             plain_text: true,
             name: None,
             max_downtime: None,
+            bandwidth: None,
             wait: false,
             timeout: None,
             output: None,
@@ -139,7 +149,7 @@ mod tests {
                 "metadata": {"generateName": "web1-"},
                 "spec": {
                     "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "ManagedDirect",
-                    "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms"},
+                    "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms", "bandwidth": "0"},
                     "cancel": false
                 }
             })
@@ -147,16 +157,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_and_a_downtime_are_passed_on() {
+    fn a_name_and_the_tuning_are_passed_on() {
         let given = MigrateArgs {
             name: Some("m1".into()),
             max_downtime: Some("50ms".into()),
+            bandwidth: Some("100Mi".into()),
             ..args()
         };
         let object = request(&given);
         assert_eq!(object.metadata.name.as_deref(), Some("m1"));
         assert_eq!(object.metadata.generate_name, None);
         assert_eq!(object.spec.tuning.max_downtime, "50ms");
+        assert_eq!(object.spec.tuning.bandwidth, "100Mi");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use godwit_handover::{
     SourceReport, Stand, Terms, Wait,
 };
 use godwit_protocol::clock::ClockEstimate;
-use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, Update};
+use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -58,6 +58,8 @@ pub struct Assignment {
     pub record: Option<GuestRecord>,
     /// How long the guest may be stopped.
     pub budget: Duration,
+    /// How memory is to travel.
+    pub stream: StreamOptions,
     /// The status so far, accepted.
     pub book: Book,
 }
@@ -76,6 +78,7 @@ enum Key {
     AbortSource,
     AbortDestination,
     Settle,
+    Retune,
 }
 
 /// How far an order has come.
@@ -109,6 +112,10 @@ struct Drive {
     terms: Terms,
     guest: GuestName,
     budget: Duration,
+    stream: StreamOptions,
+    /// The limit that the source knows, as far as this driver can tell.
+    limit: Option<u64>,
+    told_limit: Option<u64>,
     driver: Driver,
     record: Option<GuestRecord>,
     record_missing: bool,
@@ -142,6 +149,7 @@ pub async fn drive(
         guest,
         record,
         budget,
+        stream,
         book,
     } = assignment;
     tracing::info!(
@@ -166,6 +174,9 @@ pub async fn drive(
         cluster: cluster.clone(),
         guest,
         budget,
+        stream,
+        limit: None,
+        told_limit: None,
         record: None,
         record_missing: false,
         definition: None,
@@ -350,6 +361,15 @@ impl Drive {
 
     fn control(&mut self, control: Control) {
         self.book.observe(control.generation);
+        if self.stream.bandwidth != control.bandwidth {
+            tracing::info!(
+                migration = self.terms.migration,
+                control.bandwidth,
+                "another limit"
+            );
+            self.stream.bandwidth = control.bandwidth;
+            self.retune();
+        }
         if control.cancel && !self.cancel {
             tracing::info!(migration = self.terms.migration, "cancel");
             self.cancel = true;
@@ -413,7 +433,11 @@ impl Drive {
                     self.order(
                         Key::Prepare,
                         Role::Destination,
-                        Order::Prepare { guest, definition },
+                        Order::Prepare {
+                            guest,
+                            definition,
+                            stream: self.stream,
+                        },
                     );
                 }
                 // The source gives the definition again, as often as it is asked.
@@ -436,13 +460,30 @@ impl Drive {
     }
 
     fn begin(&mut self) {
+        // A source that was begun by an earlier driver may have been told another limit.
+        if self.source.last.side.is_none() {
+            self.limit.get_or_insert(self.stream.bandwidth);
+        }
         self.order(
             Key::Begin,
             Role::Source,
             Order::Begin {
                 max_downtime: self.budget,
+                stream: self.stream,
             },
         );
+    }
+
+    /// Tells a streaming source the limit that it may not know: the user has changed it, or this driver has taken
+    /// the migration over and cannot tell what the source was told.
+    fn retune(&mut self) {
+        let streaming = self.source.last.side == Some(Side::Source(SourceReport::Streaming));
+        let asked = matches!(self.given.get(&Key::Retune), Some(Given::InFlight { .. }));
+        if streaming && !asked && self.limit != Some(self.stream.bandwidth) {
+            let bandwidth = self.stream.bandwidth;
+            self.told_limit = Some(bandwidth);
+            self.order(Key::Retune, Role::Source, Order::Retune { bandwidth });
+        }
     }
 
     /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then.
@@ -523,6 +564,9 @@ impl Drive {
         match done {
             Done::Order(key, _, Ok(answer)) => {
                 self.given.insert(key, Given::Taken { at: Instant::now() });
+                if key == Key::Retune {
+                    self.limit = self.told_limit;
+                }
                 if let OrderAnswer::Begun { definition } = answer {
                     self.definition = Some(definition);
                     self.give_again();
@@ -553,7 +597,8 @@ impl Drive {
             | Key::Confirm
             | Key::AbortSource
             | Key::AbortDestination
-            | Key::Settle => false,
+            | Key::Settle
+            | Key::Retune => false,
         };
         // A refusal of what the reports have left behind means nothing.
         let still_wanted = self.driver.next().iter().any(|effect| key_of(effect) == key);
@@ -614,6 +659,7 @@ impl Drive {
     /// Looks at everything that time alone changes.
     fn look(&mut self) {
         self.give_again();
+        self.retune();
         if self.start_by.is_some_and(|by| Instant::now() >= by) {
             self.start_by = None;
             let failed = self.start_too_slow();

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub struct Control {
     /// The migration is to be cancelled.
     pub cancel: bool,
+    /// The limit for the stream while the guest runs, in bytes per second; 0 for none.
+    pub bandwidth: u64,
     /// The object's generation.
     pub generation: Option<i64>,
 }
@@ -100,6 +102,7 @@ mod tests {
             "m",
             Control {
                 cancel: true,
+                bandwidth: 0,
                 generation: Some(2)
             }
         ));

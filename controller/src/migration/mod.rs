@@ -9,5 +9,6 @@ pub mod progress;
 pub mod publish;
 pub mod reconcile;
 pub mod sides;
+pub mod stream;
 pub mod timeline;
 pub mod validate;

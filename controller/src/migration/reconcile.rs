@@ -18,6 +18,7 @@ use super::book::{self, Book, Failed};
 use super::drive::{Assignment, drive};
 use super::drivers::Control;
 use super::failure;
+use super::stream;
 use super::validate::{self, Facts, Refusal};
 use crate::apply;
 use crate::cluster::{Cluster, WatchEnded};
@@ -58,6 +59,7 @@ pub async fn reconcile(
         .is_some_and(|guest| guest.meta().deletion_timestamp.is_some());
     let control = Control {
         cancel: migration.spec.cancel || deleting || guest_goes,
+        bandwidth: stream::options(&migration.spec).bandwidth,
         generation: migration.meta().generation,
     };
     if cluster.drivers.tell(&uid, control) {
@@ -287,6 +289,7 @@ fn start(
         },
         terms,
         record,
+        stream: stream::options(&migration.spec),
         budget: quantity::duration(&migration.spec.tuning.max_downtime).unwrap_or(Duration::from_millis(300)),
         book,
     };

@@ -6,7 +6,7 @@ use godwit_handover::{Cause, Channel, DestinationReport, SourceReport, Terms, To
 use godwit_protocol::clock::ClockEstimate;
 use godwit_protocol::{
     AgentClient, Category, Fault, GuestAnswer, GuestName, GuestState, Order, OrderAnswer, PeerIdentity,
-    Progress, Side, StartGuest, Update,
+    Progress, Side, StartGuest, StreamOptions, Update,
 };
 
 use crate::authority::{Authority, CONTROLLER, host};
@@ -67,6 +67,7 @@ async fn orders_arrive_as_they_were_given() {
     let (_authority, served, client) = connected(Agent::default()).await;
     let begin = Order::Begin {
         max_downtime: Duration::from_millis(300),
+        stream: StreamOptions::PLAIN,
     };
     let perform = Order::Perform(Channel {
         uri: "tcp://10.0.0.2:49160".into(),

@@ -158,6 +158,7 @@ async fn a_message_that_is_too_long_is_refused() {
     let order = wire::order_request::Order::Prepare(wire::Prepare {
         guest: None,
         definition: vec![0; 1024 * 1024],
+        stream: None,
     });
     let mut request = tonic::Request::new(wire::OrderRequest {
         terms: Some((&terms).into()),

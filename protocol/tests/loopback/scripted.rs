@@ -123,7 +123,8 @@ impl wire::agent_server::Agent for Agent {
             | Order::Confirm
             | Order::AbortSource(_)
             | Order::AbortDestination(_)
-            | Order::Settle => OrderAnswer::Taken,
+            | Order::Settle
+            | Order::Retune { .. } => OrderAnswer::Taken,
         };
         self.taken.lock().unwrap().push((identity, order));
         Ok(Response::new(answer.into()))

@@ -27,6 +27,7 @@ pub async fn a_migration_is_checked(lab: &mut Lab) -> anyhow::Result<()> {
     let made = try_create(&client, RESOURCE, &good).await.accepted();
     assert_eq!(made["spec"]["transport"], "Native");
     assert_eq!(made["spec"]["tuning"]["maxDowntime"], "300ms");
+    assert_eq!(made["spec"]["tuning"]["bandwidth"], "0");
     assert_eq!(made["spec"]["cancel"], false);
     for budget in ["10ms", "300ms", "2s", "60s", "60000ms"] {
         let mut object = good.clone();
@@ -52,6 +53,9 @@ pub async fn a_migration_is_checked(lab: &mut Lab) -> anyhow::Result<()> {
         ("/spec/tuning/maxDowntime", json!("0ms"), "maxDowntime"),
         ("/spec/tuning/maxDowntime", json!("1m"), "maxDowntime"),
         ("/spec/tuning/maxDowntime", json!(300), "must be of type string"),
+        ("/spec/tuning/bandwidth", json!("0Mi"), "spec.tuning.bandwidth"),
+        ("/spec/tuning/bandwidth", json!("100M"), "spec.tuning.bandwidth"),
+        ("/spec/tuning/bandwidth", json!(100), "must be of type string"),
         ("/spec/cancel", json!("yes"), "must be of type boolean"),
     ];
     for (pointer, value, words) in table {
@@ -107,13 +111,22 @@ pub async fn a_migration_is_fixed_once_written(lab: &mut Lab) -> anyhow::Result<
             "virtualMachine is immutable",
         ),
         ("/spec/destination/host", json!("h3"), "destination is immutable"),
-        ("/spec/tuning/maxDowntime", json!("2s"), "tuning is immutable"),
+        (
+            "/spec/tuning/maxDowntime",
+            json!("2s"),
+            "tuning.maxDowntime is immutable",
+        ),
     ];
     for (pointer, value, words) in table {
         change(&client, RESOURCE, "fixed", |object| set(object, pointer, value))
             .await
             .refused(pointer, words);
     }
+    change(&client, RESOURCE, "fixed", |object| {
+        set(object, "/spec/tuning/bandwidth", json!("64Mi"))
+    })
+    .await
+    .accepted();
     change(&client, RESOURCE, "fixed", |object| {
         set(object, "/spec/cancel", json!(true))
     })
