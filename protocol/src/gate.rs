@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn who_may_not_call_is_told_so_before_the_version_is_judged() {
         let host = peer(PeerIdentity::Host("a".to_owned()));
-        let fault = admit(Some(&host), &path(Rpc::Order), None).unwrap_err();
+        let fault = admit(Some(&host), &path(Rpc::StartGuest), None).unwrap_err();
         assert_eq!(fault.category, Category::Forbidden);
     }
 

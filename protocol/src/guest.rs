@@ -1,10 +1,12 @@
 //! Guests on the wire: who is meant, the order to start or stop one, and the state that answers it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::convert::{self, LONGEST_NAMESPACE, Malformed};
 use crate::wire;
 
 /// A VirtualMachine: by UID for programs, by namespace and name for people.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GuestName {
     /// The VirtualMachine's UID.
     pub uid: String,

@@ -1,15 +1,17 @@
 //! The wire between godwit's programs: gRPC over mutual TLS 1.3 on the agent port.
 //!
-//! * [`client`] is what a driver of migrations (the controller) calls an agent with, in typed words.
+//! * [`client`] is what a driver of migrations (the controller, or the source's agent) calls an agent with, in typed words.
 //! * [`server`] takes connections for an agent: handshake, identity, limits; [`gate`] lets only calls through
 //!   that the peer may make, under the version that Hello settled.
-//! * [`convert`], [`guest`], [`order`], [`stream`] and [`update`] stand between the generated messages and the words of
+//! * [`convert`], [`drive`], [`guest`], [`order`], [`stream`] and [`update`] stand between the generated messages and the words of
 //!   `godwit-handover`. Whatever comes from the wire is checked there, field by field.
-//! * [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
+//! * [`authority`], [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
 
+pub mod authority;
 pub mod client;
 pub mod clock;
 pub mod convert;
+pub mod drive;
 pub mod error;
 pub mod gate;
 pub mod guest;
@@ -20,6 +22,7 @@ pub mod reason;
 mod refusals;
 pub mod server;
 pub mod stream;
+pub mod ticket;
 pub mod tls;
 pub mod update;
 pub mod version;
@@ -33,6 +36,7 @@ pub mod wire {
 
 pub use client::{AgentClient, KeepAlive, Updates};
 pub use convert::Malformed;
+pub use drive::{Drive, Driving, GaveUp, OtherSide, Told};
 pub use error::{Category, Fault};
 pub use guest::{GuestAnswer, GuestName, GuestState, StartGuest};
 pub use identity::{PeerIdentity, Rpc, TrustDomain};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use godwit_handover::{Cause, Channel, Go, Terms};
 
 use crate::convert::{self, Malformed};
+use crate::drive::{self, Drive};
 use crate::guest::{self, GuestName};
 use crate::stream::{self, StreamOptions};
 use crate::wire;
@@ -30,6 +31,8 @@ pub enum Order {
         definition: Vec<u8>,
         /// How memory is to travel: the same as at Begin.
         stream: StreamOptions,
+        /// Where the caller is the source's agent: the ticket that it was given; else empty.
+        ticket: Vec<u8>,
     },
     /// To the source: send the guest.
     Perform(Channel),
@@ -51,6 +54,8 @@ pub enum Order {
         /// Bytes per second.
         bandwidth: u64,
     },
+    /// To the source, peer to peer: drive this migration.
+    Drive(Box<Drive>),
 }
 
 /// What an order is answered with: that it was taken, not that it was carried out.
@@ -78,10 +83,12 @@ impl Order {
                 guest,
                 definition,
                 stream,
+                ticket,
             } => Wire::Prepare(wire::Prepare {
                 guest: Some(guest.into()),
                 definition: definition.clone(),
                 stream: Some((*stream).into()),
+                ticket: ticket.clone(),
             }),
             Self::Perform(channel) => Wire::Perform(wire::Perform {
                 channel: Some(channel.into()),
@@ -101,6 +108,7 @@ impl Order {
             Self::Retune { bandwidth } => Wire::Retune(wire::Retune {
                 bandwidth: *bandwidth,
             }),
+            Self::Drive(drive) => Wire::Drive((&**drive).into()),
         };
         wire::OrderRequest {
             terms: Some(terms.into()),
@@ -113,31 +121,18 @@ impl Order {
         use wire::order_request::Order as Wire;
         let terms = convert::terms(request.terms)?;
         let order = match request.order.ok_or(Malformed::missing("order"))? {
-            Wire::Begin(begin) => {
-                let max_downtime = Duration::from_micros(begin.max_downtime_micros);
-                if max_downtime.is_zero() || max_downtime > LONGEST_DOWNTIME {
-                    return Err(Malformed::new(
-                        "begin.max_downtime_micros",
-                        "must be more than 0 and at most an hour",
-                    ));
-                }
-                Self::Begin {
-                    max_downtime,
-                    stream: stream::required(begin.stream)?,
-                }
-            }
+            Wire::Begin(begin) => Self::Begin {
+                max_downtime: downtime("begin.max_downtime_micros", begin.max_downtime_micros)?,
+                stream: stream::required(begin.stream)?,
+            },
             Wire::Prepare(prepare) => {
                 let guest = guest::required(prepare.guest)?;
-                if guest.uid != terms.guest {
-                    return Err(Malformed::new(
-                        "prepare.guest.uid",
-                        "is not the guest of the terms",
-                    ));
-                }
+                of_the_terms("prepare.guest.uid", &guest, &terms)?;
                 Self::Prepare {
                     guest,
                     definition: convert::definition("prepare.definition", prepare.definition)?,
                     stream: stream::required(prepare.stream)?,
+                    ticket: drive::ticket("prepare.ticket", prepare.ticket)?,
                 }
             }
             Wire::Perform(perform) => Self::Perform(
@@ -159,6 +154,11 @@ impl Order {
             Wire::Retune(retune) => Self::Retune {
                 bandwidth: stream::bandwidth("retune.bandwidth", retune.bandwidth)?,
             },
+            Wire::Drive(drive) => {
+                let drive = Drive::try_from(drive)?;
+                of_the_terms("drive.guest.uid", &drive.guest, &terms)?;
+                Self::Drive(Box::new(drive))
+            }
         };
         Ok((terms, order))
     }
@@ -176,6 +176,7 @@ impl Order {
             Self::AbortDestination(_) => "AbortDestination",
             Self::Settle => "Settle",
             Self::Retune { .. } => "Retune",
+            Self::Drive(_) => "Drive",
         }
     }
 
@@ -193,7 +194,8 @@ impl Order {
             | Self::AbortSource(_)
             | Self::AbortDestination(_)
             | Self::Settle
-            | Self::Retune { .. } => Ok(OrderAnswer::Taken),
+            | Self::Retune { .. }
+            | Self::Drive(_) => Ok(OrderAnswer::Taken),
         }
     }
 }
@@ -204,6 +206,23 @@ impl From<OrderAnswer> for wire::OrderReply {
             OrderAnswer::Begun { definition } => Self { definition },
             OrderAnswer::Taken => Self::default(),
         }
+    }
+}
+
+/// A budget for the guest's stop.
+pub(crate) fn downtime(field: &'static str, micros: u64) -> Result<Duration, Malformed> {
+    let max_downtime = Duration::from_micros(micros);
+    if max_downtime.is_zero() || max_downtime > LONGEST_DOWNTIME {
+        return Err(Malformed::new(field, "must be more than 0 and at most an hour"));
+    }
+    Ok(max_downtime)
+}
+
+fn of_the_terms(field: &'static str, guest: &GuestName, terms: &Terms) -> Result<(), Malformed> {
+    if guest.uid == terms.guest {
+        Ok(())
+    } else {
+        Err(Malformed::new(field, "is not the guest of the terms"))
     }
 }
 

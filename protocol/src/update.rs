@@ -3,6 +3,7 @@
 use godwit_handover::{DestinationReport, SourceReport};
 
 use crate::convert::{self, Malformed};
+use crate::drive::Driving;
 use crate::wire;
 
 /// The longest detail of an update, in bytes; the sender cuts a longer one.
@@ -55,11 +56,34 @@ pub struct Update {
     pub detail: String,
     /// A stable word for the last failure where one is more precise than the cause; else empty.
     pub reason: String,
+    /// Peer to peer, the source: what the driver in its agent tells of itself.
+    pub driving: Option<Box<Driving>>,
 }
 
 /// Zero stands for "has not happened" on the wire.
 pub(crate) fn instant(micros: i64) -> Option<i64> {
     (micros != 0).then_some(micros)
+}
+
+/// A word of the table in `docs/conditions.md`, or nothing.
+pub(crate) fn word(field: &'static str, value: String) -> Result<String, Malformed> {
+    if value.len() > LONGEST_REASON || !value.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(Malformed::new(
+            field,
+            "must be a word of at most 64 letters and digits",
+        ));
+    }
+    Ok(value)
+}
+
+/// The text, cut to so many bytes at a letter's border.
+pub(crate) fn cut(mut text: String, longest: usize) -> String {
+    let mut end = text.len().min(longest);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
 }
 
 impl From<Progress> for wire::Progress {
@@ -91,12 +115,6 @@ impl From<wire::Progress> for Progress {
 impl From<Update> for wire::MigrationUpdate {
     fn from(update: Update) -> Self {
         use wire::migration_update::Side as Wire;
-        let mut detail = update.detail;
-        let mut end = detail.len().min(LONGEST_DETAIL);
-        while !detail.is_char_boundary(end) {
-            end -= 1;
-        }
-        detail.truncate(end);
         Self {
             side: update.side.map(|side| match side {
                 Side::Source(report) => Wire::Source(report.into()),
@@ -106,9 +124,10 @@ impl From<Update> for wire::MigrationUpdate {
             stopped_at_micros: update.stopped_at_micros.unwrap_or_default(),
             resumed_at_micros: update.resumed_at_micros.unwrap_or_default(),
             hypervisor_downtime_millis: update.hypervisor_downtime_millis,
-            detail,
+            detail: cut(update.detail, LONGEST_DETAIL),
             reason: update.reason,
             hypervisor_total_millis: update.hypervisor_total_millis.unwrap_or_default(),
+            driving: update.driving.map(|driving| (*driving).into()),
         }
     }
 }
@@ -126,12 +145,6 @@ impl TryFrom<wire::MigrationUpdate> for Update {
         if update.detail.len() > LONGEST_DETAIL {
             return Err(Malformed::new("detail", "is longer than 1024 bytes"));
         }
-        if update.reason.len() > LONGEST_REASON || !update.reason.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(Malformed::new(
-                "reason",
-                "must be a word of at most 64 letters and digits",
-            ));
-        }
         Ok(Self {
             side,
             progress: update.progress.map(Into::into),
@@ -141,7 +154,11 @@ impl TryFrom<wire::MigrationUpdate> for Update {
             hypervisor_total_millis: (update.hypervisor_total_millis != 0)
                 .then_some(update.hypervisor_total_millis),
             detail: update.detail,
-            reason: update.reason,
+            reason: word("reason", update.reason)?,
+            driving: match update.driving {
+                Some(driving) => Some(Box::new(driving.try_into()?)),
+                None => None,
+            },
         })
     }
 }

@@ -10,13 +10,14 @@
 use std::time::Duration;
 
 use godwit_handover::{
-    Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Terms, Token, Wanted,
+    Cause, Channel, DestinationReport, Go, GoEvidence, Phase, SourceReport, Terms, Token, Wanted,
 };
+use godwit_protocol::clock::Offset;
 use godwit_protocol::order::DriverLives;
 use godwit_protocol::update::watch_request;
 use godwit_protocol::{
-    GuestAnswer, GuestName, GuestState, Malformed, Order, Progress, Side, StartGuest, StreamOptions,
-    Transport, Update, wire,
+    Drive, Driving, GaveUp, GuestAnswer, GuestName, GuestState, Malformed, Order, OtherSide, Progress, Side,
+    StartGuest, StreamOptions, Told, Transport, Update, wire,
 };
 use proptest::prelude::*;
 
@@ -129,11 +130,15 @@ fn order() -> impl Strategy<Value = Order> {
             max_downtime: Duration::from_micros(micros),
             stream,
         }),
-        (guest(), definition(), stream()).prop_map(|(guest, definition, stream)| Order::Prepare {
-            guest,
-            definition,
-            stream
+        (guest(), definition(), stream(), ticket()).prop_map(|(guest, definition, stream, ticket)| {
+            Order::Prepare {
+                guest,
+                definition,
+                stream,
+                ticket,
+            }
         }),
+        drive().prop_map(|drive| Order::Drive(Box::new(drive))),
         channel().prop_map(Order::Perform),
         Just(Order::Ready),
         go().prop_map(Order::Finish),
@@ -182,9 +187,10 @@ fn update() -> impl Strategy<Value = Update> {
         proptest::option::of(1..u64::MAX),
         "[ -~ä]{0,500}",
         "[A-Za-z]{0,64}",
+        proptest::option::of(driving().prop_map(Box::new)),
     )
         .prop_map(
-            |(side, progress, stopped, resumed, downtime, total, detail, reason)| Update {
+            |(side, progress, stopped, resumed, downtime, total, detail, reason, driving)| Update {
                 side,
                 progress,
                 stopped_at_micros: stopped,
@@ -193,6 +199,74 @@ fn update() -> impl Strategy<Value = Update> {
                 hypervisor_total_millis: total,
                 detail,
                 reason,
+                driving,
+            },
+        )
+}
+
+fn ticket() -> impl Strategy<Value = Vec<u8>> {
+    proptest::collection::vec(any::<u8>(), 0..300)
+}
+
+fn drive() -> impl Strategy<Value = Drive> {
+    (
+        guest(),
+        "[a-z0-9.]{1,40}:[1-9][0-9]{0,3}",
+        1u64..=3_600_000_000,
+        stream(),
+        1000u64..=3_600_000,
+        ticket(),
+    )
+        .prop_map(|(guest, endpoint, downtime, stream, silence, ticket)| Drive {
+            guest,
+            endpoint,
+            max_downtime: Duration::from_micros(downtime),
+            stream,
+            silence: Duration::from_millis(silence),
+            ticket,
+        })
+}
+
+fn told() -> impl Strategy<Value = Told> {
+    ("[A-Za-z]{0,64}", "[ -~ä]{0,200}").prop_map(|(reason, message)| Told { reason, message })
+}
+
+fn driving() -> impl Strategy<Value = Driving> {
+    let clock = any::<(i64, u64)>().prop_map(|(micros, error_micros)| Offset { micros, error_micros });
+    let destination = (
+        proptest::option::of(destination_report()),
+        proptest::option::of(1..i64::MAX),
+        proptest::option::of(clock),
+        told(),
+    )
+        .prop_map(|(report, resumed_at_micros, clock, failure)| OtherSide {
+            report,
+            resumed_at_micros,
+            clock,
+            failure,
+        });
+    let phases = [
+        Phase::Begin,
+        Phase::Prepare,
+        Phase::Perform,
+        Phase::Finish,
+        Phase::Confirm,
+    ];
+    (
+        proptest::option::of(destination),
+        proptest::sample::subsequence(phases.to_vec(), 0..=5),
+        any::<i64>(),
+        proptest::option::of(1..i64::MAX),
+        proptest::option::of((cause(), told())),
+        proptest::option::of(told()),
+    )
+        .prop_map(
+            |(destination, phases, at, ended_at_micros, gave_up, blocked)| Driving {
+                destination,
+                phases: phases.into_iter().map(|phase| (phase, at)).collect(),
+                ended_at_micros,
+                gave_up: gave_up.map(|(cause, told)| GaveUp { cause, told }),
+                blocked,
             },
         )
 }
@@ -206,10 +280,14 @@ proptest! {
     #[test]
     fn orders(terms in terms(), order in order()) {
         let (terms, order) = match order {
-            // A Prepare names the guest of its terms.
-            Order::Prepare { guest, definition, stream } => {
+            // A Prepare and a Drive name the guest of their terms.
+            Order::Prepare { guest, definition, stream, ticket } => {
                 let terms = Terms { guest: guest.uid.clone(), ..terms };
-                (terms, Order::Prepare { guest, definition, stream })
+                (terms, Order::Prepare { guest, definition, stream, ticket })
+            }
+            Order::Drive(drive) => {
+                let terms = Terms { guest: drive.guest.uid.clone(), ..terms };
+                (terms, Order::Drive(drive))
             }
             Order::Begin { .. } | Order::Perform(_) | Order::Ready | Order::Finish(_) | Order::Confirm
             | Order::AbortSource(_) | Order::AbortDestination(_) | Order::Settle | Order::Retune { .. } => (terms, order),
@@ -522,6 +600,7 @@ fn bad_orders_are_refused_by_field() {
             guest: guest("other"),
             definition: vec![1],
             stream: good_stream(),
+            ticket: Vec::new(),
         })),
         "prepare.guest.uid"
     );
@@ -531,6 +610,7 @@ fn bad_orders_are_refused_by_field() {
                 guest: guest("g-1"),
                 definition,
                 stream: good_stream(),
+                ticket: Vec::new(),
             })),
             "prepare.definition"
         );
@@ -539,6 +619,7 @@ fn bad_orders_are_refused_by_field() {
         guest: guest("g-1"),
         definition: vec![0; 256 * 1024],
         stream: good_stream(),
+        ticket: Vec::new(),
     });
     let request = wire::OrderRequest {
         terms: Some(good_terms()),
@@ -647,4 +728,85 @@ fn keepalives_and_watches_are_read_or_refused_by_field() {
     };
     assert_eq!(watch_request(watch("m-1")), Ok("m-1".to_owned()));
     assert_eq!(refused_field(watch_request(watch("a/b"))), "migration");
+}
+
+#[test]
+fn an_order_to_drive_is_checked_field_by_field() {
+    let terms = Terms {
+        migration: "m".into(),
+        guest: "g".into(),
+        epoch: 1,
+        source: "a".into(),
+        destination: "b".into(),
+    };
+    let good = Drive {
+        guest: GuestName {
+            uid: "g".into(),
+            namespace: "n".into(),
+            name: "vm".into(),
+        },
+        endpoint: "10.0.0.2:16514".into(),
+        max_downtime: Duration::from_millis(300),
+        stream: StreamOptions::PLAIN,
+        silence: Duration::from_secs(30),
+        ticket: vec![1; 4096],
+    };
+    let read = |drive: wire::Drive| {
+        let request = wire::OrderRequest {
+            terms: Some((&terms).into()),
+            order: Some(wire::order_request::Order::Drive(drive)),
+        };
+        Order::from_request(request).map_err(|malformed| malformed.field)
+    };
+    let good = wire::Drive::from(&good);
+    assert!(read(good.clone()).is_ok());
+    let mut table = Vec::new();
+    for endpoint in ["", "host", ":1", "host:0", "host:65536", "a b:1", "host:x"] {
+        let mut bad = good.clone();
+        bad.endpoint = endpoint.into();
+        table.push((bad, "drive.endpoint"));
+    }
+    let mut bad = good.clone();
+    bad.endpoint = format!("{}:1", "a".repeat(260));
+    table.push((bad, "drive.endpoint"));
+    for silence in [0, 999, 3_600_001, u32::MAX] {
+        let mut bad = good.clone();
+        bad.silence_millis = silence;
+        table.push((bad, "drive.silence_millis"));
+    }
+    let mut bad = good.clone();
+    bad.ticket.push(1);
+    table.push((bad, "drive.ticket"));
+    let mut bad = good.clone();
+    bad.max_downtime_micros = 0;
+    table.push((bad, "drive.max_downtime_micros"));
+    let mut bad = good.clone();
+    bad.stream = None;
+    table.push((bad, "stream"));
+    let mut bad = good;
+    bad.guest.as_mut().unwrap().uid = "other".into();
+    table.push((bad, "drive.guest.uid"));
+    for (bad, field) in table {
+        assert_eq!(read(bad.clone()), Err(field), "{bad:?}");
+    }
+}
+
+#[test]
+fn phases_are_told_in_order_and_once() {
+    let begun = |phase: wire::Phase| wire::PhaseBegun {
+        phase: phase.into(),
+        at_micros: 1,
+    };
+    for phases in [
+        vec![begun(wire::Phase::Prepare), begun(wire::Phase::Begin)],
+        vec![begun(wire::Phase::Begin), begun(wire::Phase::Begin)],
+        vec![begun(wire::Phase::Unspecified)],
+        vec![begun(wire::Phase::Begin); 6],
+    ] {
+        let driving = wire::Driving {
+            phases,
+            ..wire::Driving::default()
+        };
+        assert!(Driving::try_from(driving).is_err());
+    }
 }

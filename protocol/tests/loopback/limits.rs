@@ -159,6 +159,7 @@ async fn a_message_that_is_too_long_is_refused() {
         guest: None,
         definition: vec![0; 1024 * 1024],
         stream: None,
+        ticket: Vec::new(),
     });
     let mut request = tonic::Request::new(wire::OrderRequest {
         terms: Some((&terms).into()),

@@ -124,7 +124,8 @@ impl wire::agent_server::Agent for Agent {
             | Order::AbortSource(_)
             | Order::AbortDestination(_)
             | Order::Settle
-            | Order::Retune { .. } => OrderAnswer::Taken,
+            | Order::Retune { .. }
+            | Order::Drive(_) => OrderAnswer::Taken,
         };
         self.taken.lock().unwrap().push((identity, order));
         Ok(Response::new(answer.into()))
