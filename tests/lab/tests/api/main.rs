@@ -34,7 +34,11 @@ use parties::{
     r3_refusals_are_in_the_audit_log,
 };
 use record::{a_record_is_checked, a_record_moves_by_the_rules_only, nobody_else_writes_records};
-use rights::{r3_parts_have_their_rights_and_no_more, r13_migrating_is_an_administrators_right};
+use rights::{
+    r3_parts_have_their_rights_and_no_more, r12_objects_are_linked_by_uid_within_a_namespace,
+    r13_a_guest_goes_to_one_host_at_a_time, r13_migrating_is_an_administrators_right,
+    r13_migrations_count_against_a_quota, r13_the_chart_says_who_else_may_migrate,
+};
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
@@ -53,7 +57,11 @@ fn main() -> ExitCode {
             a_record_is_checked,
             a_record_moves_by_the_rules_only,
             r3_parts_have_their_rights_and_no_more,
+            r12_objects_are_linked_by_uid_within_a_namespace,
             r13_migrating_is_an_administrators_right,
+            r13_the_chart_says_who_else_may_migrate,
+            r13_migrations_count_against_a_quota,
+            r13_a_guest_goes_to_one_host_at_a_time,
             r3_a_token_names_its_node_and_dies_with_its_pod,
             r3_an_agent_writes_its_own_host_and_no_other,
             r3_a_host_holds_its_own_lease_and_no_other,

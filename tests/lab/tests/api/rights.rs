@@ -1,10 +1,13 @@
 //! Who may do what by the chart's roles.
 
-use godwit_lab::{Lab, chart};
+use godwit_lab::{Lab, cache, chart};
 use kube::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::server::{eventually, send};
+use crate::agents::policies_in_force;
+use crate::migration::migration;
+use crate::record::{armed, record, turn};
+use crate::server::{create, eventually, send, set, try_create};
 
 /// Asks the API server whether a user may do something.
 async fn may(client: &Client, user: &str, verb: &str, resource: &str, namespace: &str) -> bool {
@@ -145,4 +148,162 @@ pub async fn r13_migrating_is_an_administrators_right(lab: &mut Lab) -> anyhow::
         }
     }
     Ok(())
+}
+
+/// Runs `helm upgrade` with these values.
+async fn upgrade(lab: &Lab, values: &str) -> anyhow::Result<()> {
+    let mut command = chart::helm(&lab.control_plane)?;
+    command
+        .args(["upgrade", chart::RELEASE])
+        .arg(cache::workspace().join("charts/godwit"))
+        .args(["--namespace", chart::NAMESPACE])
+        .args(["--set", "controller.deploy=false,agent.deploy=false"])
+        .args(["--set", values]);
+    chart::run(command).await.map(drop)
+}
+
+pub async fn r13_the_chart_says_who_else_may_migrate(lab: &mut Lab) -> anyhow::Result<()> {
+    let client = lab.client();
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "editor"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "editor"}],
+    });
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+    send(&client, "POST", bindings, Some(&binding)).await.accepted();
+    let (machines, migrations) = (
+        "virtualmachines.godwit.dev",
+        "virtualmachinemigrations.godwit.dev",
+    );
+    // An upgrade keeps the rest as it is, and an editor's right on guests ends with the aggregation.
+    for (values, guests, moves) in [
+        ("userRoles.editorsMayMigrate=true", true, true),
+        ("userRoles.aggregate=false", false, false),
+        ("userRoles.editorsMayMigrate=false", true, false),
+    ] {
+        upgrade(lab, values).await?;
+        eventually(values, async || {
+            let as_said = may(&client, "editor", "create", machines, "default").await == guests
+                && may(&client, "editor", "create", migrations, "default").await == moves
+                && may(&client, "editor", "get", migrations, "default").await == guests;
+            as_said.then_some(())
+        })
+        .await;
+    }
+    Ok(())
+}
+
+pub async fn r13_migrations_count_against_a_quota(lab: &mut Lab) -> anyhow::Result<()> {
+    let client = lab.client();
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "thrifty"}});
+    send(&client, "POST", "/api/v1/namespaces", Some(&namespace))
+        .await
+        .accepted();
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "migrations"},
+        "spec": {"hard": {"count/virtualmachinemigrations.godwit.dev": "2"}},
+    });
+    let quotas = "/api/v1/namespaces/thrifty/resourcequotas";
+    send(&client, "POST", quotas, Some(&quota)).await.accepted();
+    let migrations = "/apis/godwit.dev/v1alpha1/namespaces/thrifty/virtualmachinemigrations";
+    let order = async |name: &str| {
+        let mut object = migration(name);
+        set(&mut object, "/metadata/namespace", json!("thrifty"));
+        send(&client, "POST", migrations, Some(&object)).await
+    };
+    eventually("the quota is counted", async || {
+        let found = send(&client, "GET", &format!("{quotas}/migrations"), None).await;
+        let used = &found.body["status"]["used"]["count/virtualmachinemigrations.godwit.dev"];
+        (used == "0").then_some(())
+    })
+    .await;
+    for name in ["first", "second"] {
+        order(name).await.accepted();
+    }
+    order("third").await.refused("a third", "exceeded quota");
+    Ok(())
+}
+
+pub async fn r13_a_guest_goes_to_one_host_at_a_time(lab: &mut Lab) -> anyhow::Result<()> {
+    let controller = lab.controller_client().await?;
+    create(&controller, "guestrecords", &record("single"))
+        .await
+        .accepted();
+    let arming = |uid: &str, to: &str| {
+        [
+            ("/spec/migration", armed(uid, "h1", to)),
+            ("/spec/decision", json!("None")),
+        ]
+    };
+    turn(&controller, "single", &arming("m1", "h2")).await.accepted();
+    let words = "armed only after the last one is finally decided";
+    turn(&controller, "single", &arming("m2", "h3"))
+        .await
+        .refused("a second destination", words);
+    turn(&controller, "single", &[("/spec/decision", json!("Committed"))])
+        .await
+        .accepted();
+    turn(&controller, "single", &arming("m2", "h3"))
+        .await
+        .refused("a second destination, the first one committed", words);
+    Ok(())
+}
+
+/// What belongs together is found by UID. Nothing that a tenant writes selects by label or reaches another namespace.
+pub async fn r12_objects_are_linked_by_uid_within_a_namespace(lab: &mut Lab) -> anyhow::Result<()> {
+    policies_in_force(lab).await?;
+    let client = lab.client();
+    for resource in ["virtualmachines", "virtualmachinemigrations"] {
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{resource}.godwit.dev");
+        let definition = send(&client, "GET", &path, None).await.accepted();
+        assert_eq!(definition["spec"]["scope"], "Namespaced");
+        let spec = definition
+            .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec")
+            .expect("a schema");
+        let mut fields = Vec::new();
+        names_of_fields(spec, &mut fields);
+        assert!(fields.iter().any(|name| name == "host"), "{fields:?}");
+        for word in ["namespace", "selector", "label"] {
+            let found = fields.iter().find(|name| name.to_lowercase().contains(word));
+            assert_eq!(found, None, "{resource}");
+        }
+    }
+    let mut elsewhere = migration("elsewhere");
+    set(&mut elsewhere, "/spec/namespace", json!("kube-system"));
+    try_create(&client, "virtualmachinemigrations", &elsewhere)
+        .await
+        .refused("another namespace", "unknown field");
+
+    // A record is that of a UID: not of a name, which another guest may have one day.
+    let controller = lab.controller_client().await?;
+    let mut by_name = record("a-uid");
+    set(&mut by_name, "/metadata/name", json!("web1"));
+    try_create(&controller, "guestrecords", &by_name)
+        .await
+        .refused("a record by name", "named by its guest's UID");
+    create(&controller, "guestrecords", &record("a-uid"))
+        .await
+        .accepted();
+    for (pointer, value) in [
+        ("/spec/guest/uid", json!("another-uid")),
+        ("/spec/guest/name", json!("web2")),
+        ("/spec/guest/namespace", json!("kube-system")),
+    ] {
+        turn(&controller, "a-uid", &[(pointer, value)])
+            .await
+            .refused(pointer, "guest never changes");
+    }
+    Ok(())
+}
+
+fn names_of_fields(schema: &Value, names: &mut Vec<String>) {
+    let fields = schema["properties"].as_object();
+    for (name, field) in fields.into_iter().flatten() {
+        names.push(name.clone());
+        names_of_fields(field, names);
+    }
+    if schema["items"].is_object() {
+        names_of_fields(&schema["items"], names);
+    }
 }
