@@ -40,6 +40,8 @@ reasons! {
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,
         DecisionNeeded, RecordMissing, JournalNewer, JournalDamaged,
         GuestReset, GuestPaused,
+        TicketMissing, TicketInvalid, TicketKeyUnknown, TicketNotYetValid, TicketExpired, TicketForAnother,
+        TicketReplayed, TicketKeysUnavailable,
     }
 }
 
