@@ -225,6 +225,24 @@ pub async fn r4_the_name_comes_from_the_token_and_not_from_the_message(lab: &mut
     Ok(())
 }
 
+/// An agent that is no pod (a service of its host) has a token that is bound to its Node.
+pub async fn r3_a_token_bound_to_a_node_speaks_for_that_node(lab: &mut Lab) -> anyhow::Result<()> {
+    policies_in_force(lab).await?;
+    let administrator = lab.client();
+    credentials::pod_on_node(&administrator, "h8", chart::AGENT_ACCOUNT).await?;
+    let mut command = lab.kubectl()?;
+    command.args(["create", "token", chart::AGENT_ACCOUNT]);
+    command.args(["--namespace", chart::NAMESPACE]);
+    command.args(["--bound-object-kind", "Node", "--bound-object-name", "h8"]);
+    let token = chart::run(command).await?;
+    let eight = credentials::client(&lab.control_plane, token.trim()).await?;
+    apply_host(&eight, "h8").await.accepted();
+    apply_host(&eight, "h9")
+        .await
+        .refused("another's host", "host h8 writes its own objects, not h9");
+    Ok(())
+}
+
 pub async fn r3_without_a_node_nothing_is_written(lab: &mut Lab) -> anyhow::Result<()> {
     policies_in_force(lab).await?;
     let unbound = unbound(lab).await?;
