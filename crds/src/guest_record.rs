@@ -58,7 +58,8 @@ pub struct GuestRecordSpec {
     /// Strict handoff only: the destination has said that it starts the guest.
     #[serde(default)]
     pub started: bool,
-    /// Who wrote last, so that a writer whose reply was lost recognises its own write.
+    /// Who wrote last, so that a writer whose reply was lost recognises its own write. An agent
+    /// signs with its host's name, alone or followed by a slash and more: nothing else is accepted from it.
     #[schemars(length(min = 1, max = 253))]
     pub writer: String,
     /// Why the last write was right, in words for an auditor.
