@@ -162,6 +162,17 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::ProtocolVersionUnsupported => "Upgrade the older program.",
         Reason::NotAllowed => "Check which account and certificate the controller uses.",
         Reason::StaleEpoch => "Look at the GuestRecord if it repeats.",
+        Reason::TicketMissing => "Upgrade the older of controller and source.",
+        Reason::TicketInvalid | Reason::TicketForAnother | Reason::TicketReplayed => {
+            "The destination refused the order. If it repeats, find out who uses the source's certificate."
+        }
+        Reason::TicketKeyUnknown => "See that the ConfigMap godwit-ticket-keys was not altered; try again.",
+        Reason::TicketNotYetValid | Reason::TicketExpired => {
+            "Compare the clocks of the controller's and the destination's host; try again."
+        }
+        Reason::TicketKeysUnavailable => {
+            "Check the API server, the Secret godwit-ticket-key and the ConfigMap godwit-ticket-keys."
+        }
         Reason::NameTaken => "Remove the left-over there, or name another host.",
         Reason::PortsExhausted => "Wait for other migrations, or widen the port range of that host.",
         Reason::HypervisorUnavailable => "Repair the hypervisor on that host.",
