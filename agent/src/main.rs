@@ -12,17 +12,17 @@ use godwit_agent::config::{Accelerator, Config};
 use godwit_agent::guests::{Guests, Settings, process};
 use godwit_agent::host::machine::Machine;
 use godwit_agent::host::publisher::HostFacts;
-use godwit_agent::host::{Health, Publisher, RecordReader, api};
+use godwit_agent::host::{Health, Publisher, RecordReader, RecordWriter, api};
 use godwit_agent::hypervisor::Hypervisor;
 use godwit_agent::hypervisor::qemu::{self, AcceleratorChoice, Qemu, QemuConfig};
-use godwit_agent::migration::{self, Migrations};
+use godwit_agent::migration::{self, Drivers, Migrations};
 use godwit_agent::pools::Pools;
 use godwit_agent::server::AgentService;
 use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
-use godwit_protocol::{CurrentCredentials, PeerIdentity, ServerTls};
+use godwit_protocol::{ClientTls, CurrentCredentials, PeerIdentity, ServerTls};
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -172,6 +172,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     guests.recover().await.context("find the guests again")?;
     let migrations = roles(&config, &boot_id, &guests, RecordReader::new(client.clone())).await?;
 
+    let drivers = Drivers::new(
+        migrations.clone(),
+        Arc::new(RecordWriter::new(client.clone(), &config.host)),
+        ClientTls::new(credentials.clone()),
+        &config.state_directory,
+    );
+    drivers.recover().await.context("go on driving")?;
+
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {}", config.listen))?;
@@ -197,7 +205,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(publisher.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.close();
-    let service = AgentService::new(config.host, boot_id, guests, migrations, stop.clone());
+    let service = AgentService::new(config.host, boot_id, guests, drivers, stop.clone());
     let mut serving = tokio::spawn(serve(
         listener,
         ServerTls::new(credentials),

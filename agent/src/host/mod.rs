@@ -13,4 +13,4 @@ pub mod status;
 pub use api::ApiError;
 pub use health::Health;
 pub use publisher::Publisher;
-pub use record::RecordReader;
+pub use record::{RecordReader, RecordWriter};

@@ -1,14 +1,22 @@
-//! Reading a guest's record. The agent never writes one.
+//! A guest's record: read fresh, and, where this host is a party, changed by compare-and-swap with the agent's own
+//! credentials. What may be written follows from what was read ([`godwit_crds::record_change`]); the API server's
+//! admission policy holds the agent to its part.
 
 use async_trait::async_trait;
 use godwit_crds::guest_record::Decision as Written;
+use godwit_crds::record_change::{self, Attempt, Change};
 use godwit_crds::{GuestRecord, GuestRecordSpec};
-use godwit_handover::{Decision, RecordView};
+use godwit_handover::{Decision, RecordView, Terms};
+use kube::api::PostParams;
 use kube::{Api, Client};
 use tracing::warn;
+use uuid::Uuid;
 
 use super::api::{ApiError, within};
-use crate::migration::Records;
+use crate::migration::{RecordKeeper, Records, Unwritten};
+
+/// How often one change is tried when others write at the same time.
+const ATTEMPTS: usize = 5;
 
 /// Reads guests' records, fresh each time.
 #[derive(Clone)]
@@ -49,6 +57,107 @@ impl Records for RecordReader {
                 None
             }
         }
+    }
+}
+
+/// Reads and changes the records in which this host is a party.
+#[derive(Clone)]
+pub struct RecordWriter {
+    reader: RecordReader,
+    writer: String,
+}
+
+impl RecordWriter {
+    /// A writer over this client. What it writes carries the host's name and a word of this process's own.
+    pub fn new(client: Client, host: &str) -> Self {
+        Self {
+            reader: RecordReader::new(client),
+            writer: format!("{host}/{}", Uuid::new_v4()),
+        }
+    }
+
+    /// Carries `change` out on what is read, again after another writer was faster.
+    async fn change(
+        &self,
+        guest: &str,
+        change: impl Fn(&GuestRecordSpec) -> Change + Send,
+    ) -> Result<RecordView, Unwritten> {
+        let records = &self.reader.records;
+        let mut failure = None;
+        for _ in 0..ATTEMPTS {
+            let record = within(records.get_opt(guest)).await.map_err(unreachable)?;
+            let Some(mut record) = record else {
+                return Err(Unwritten::Missing);
+            };
+            match change(&record.spec) {
+                Change::Already => return view(&record.spec).map_err(unreachable),
+                Change::Refuse(refused) => return Err(Unwritten::Refused(refused.to_string())),
+                Change::Write(spec) => record.spec = *spec,
+            }
+            record.spec.writer.clone_from(&self.writer);
+            // The object carries its resourceVersion and UID: the write fails if either is not the current one.
+            match within(records.replace(guest, &PostParams::default(), &record)).await {
+                Ok(written) => return view(&written.spec).map_err(unreachable),
+                Err(ApiError::Refused(error)) => match *error {
+                    kube::Error::Api(status) if status.is_conflict() => {}
+                    kube::Error::Api(status) if status.is_forbidden() || status.is_invalid() => {
+                        return Err(Unwritten::Refused(status.message));
+                    }
+                    // Whether it was written is not known: the next round reads.
+                    error => failure = Some(error.to_string()),
+                },
+                Err(error) => failure = Some(error.to_string()),
+            }
+        }
+        let why =
+            failure.unwrap_or_else(|| "the guest's record was changed by others at each attempt".into());
+        Err(Unwritten::Unreachable(why))
+    }
+}
+
+fn unreachable(error: ApiError) -> Unwritten {
+    Unwritten::Unreachable(error.to_string())
+}
+
+fn attempt(terms: &Terms) -> Attempt {
+    Attempt {
+        migration: terms.migration.clone(),
+        epoch: terms.epoch,
+        source: terms.source.clone(),
+        destination: terms.destination.clone(),
+    }
+}
+
+#[async_trait]
+impl RecordKeeper for RecordWriter {
+    async fn read(&self, guest: &str) -> Result<RecordView, Unwritten> {
+        match self.reader.read(guest).await {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => Err(Unwritten::Missing),
+            Err(error) => Err(unreachable(error)),
+        }
+    }
+
+    async fn advance(&self, terms: &Terms) -> Result<RecordView, Unwritten> {
+        let attempt = attempt(terms);
+        self.change(&terms.guest, move |spec| record_change::advance(spec, &attempt))
+            .await
+    }
+
+    async fn abort(&self, terms: &Terms) -> Result<RecordView, Unwritten> {
+        let attempt = attempt(terms);
+        self.change(&terms.guest, move |spec| {
+            record_change::decide(spec, &attempt, Written::Aborted)
+        })
+        .await
+    }
+
+    async fn revert(&self, terms: &Terms) -> Result<RecordView, Unwritten> {
+        let attempt = attempt(terms);
+        self.change(&terms.guest, move |spec| {
+            record_change::decide(spec, &attempt, Written::Reverted)
+        })
+        .await
     }
 }
 

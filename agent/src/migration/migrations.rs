@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use async_trait::async_trait;
 use futures::StreamExt;
 use godwit_handover::{
     Destination, DestinationEntry, DestinationEvent, DestinationFacts, Refusal, Source, SourceEntry,
@@ -30,7 +29,6 @@ use super::source::{self, Message, SourceStart};
 use super::updates::{Publisher, Shown};
 use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
 use crate::hypervisor::{HypervisorError, RunState};
-use crate::server::{Roles, Updates};
 
 /// How long an ended migration's journal is kept: until then a repeated order about it does nothing.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -177,6 +175,25 @@ impl Migrations {
         active.map(|(migration, _)| migration.clone()).collect()
     }
 
+    /// The terms of a migration that this host knows.
+    pub fn terms(&self, migration: &str) -> Option<Terms> {
+        let table = self.inner.table();
+        table.known.get(migration).map(|entry| entry.terms.clone())
+    }
+
+    /// The migrations of which this host is the destination, ended ones too.
+    pub fn arriving(&self) -> Vec<Terms> {
+        let table = self.inner.table();
+        let mut arriving = Vec::new();
+        for entry in table.known.values() {
+            match entry.orders {
+                Orders::Destination(_) => arriving.push(entry.terms.clone()),
+                Orders::Source(_) => {}
+            }
+        }
+        arriving
+    }
+
     /// Takes one order. The answer says that it was taken, not that it was carried out. Begin is answered once the
     /// journal holds it, and Prepare once the process waits for the guest, so that what this host lacks is a fault
     /// of the order itself.
@@ -188,6 +205,8 @@ impl Migrations {
                 guest,
                 definition,
                 stream,
+                // Judged before, where the caller is known.
+                ticket: _,
             } => inner.prepare(terms, guest, &definition, stream).await,
             Order::Perform(channel) => inner.to_source(terms, SourceEvent::Perform(channel)).await,
             Order::Ready => inner.to_source(terms, SourceEvent::Ready).await,
@@ -195,6 +214,8 @@ impl Migrations {
             Order::Settle => inner.to_source(terms, SourceEvent::Settle).await,
             Order::AbortSource(cause) => inner.to_source(terms, SourceEvent::Abort(cause)).await,
             Order::Retune { bandwidth } => inner.retune(terms, bandwidth),
+            // Of the drivers' concern ([`super::Drivers`]); a side by itself drives nothing.
+            Order::Drive(_) => Err(internal(&"a side was ordered to drive")),
             Order::Finish(go) => inner.to_destination(terms, DestinationEvent::Finish(go)).await,
             Order::AbortDestination(cause) => {
                 inner.to_destination(terms, DestinationEvent::Abort(cause)).await
@@ -227,21 +248,6 @@ impl Migrations {
         } else {
             Err(faults::unknown(&terms.migration))
         }
-    }
-}
-
-#[async_trait]
-impl Roles for Migrations {
-    async fn order(&self, terms: Terms, order: Order) -> Result<OrderAnswer, Fault> {
-        Self::order(self, &terms, order).await
-    }
-
-    fn watch(&self, migration: &str) -> Updates {
-        Box::pin(Self::watch(self, migration))
-    }
-
-    async fn keep_alive(&self, terms: Terms, path_proven: bool, silence: Duration) -> Result<(), Fault> {
-        Self::keep_alive(self, &terms, path_proven, silence)
     }
 }
 

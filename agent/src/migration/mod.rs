@@ -7,6 +7,7 @@
 pub mod channel;
 pub mod custody;
 mod destination;
+mod driver;
 mod driver_watch;
 mod faults;
 pub mod journal;
@@ -17,4 +18,5 @@ mod source;
 mod updates;
 
 pub use custody::{Custody, Records};
+pub use driver::{Drivers, RecordKeeper, Unwritten};
 pub use migrations::{Migrations, Settings, Unresolved};

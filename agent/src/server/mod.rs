@@ -1,7 +1,8 @@
-//! The agent's calls: what the controller asks over the agent port.
+//! The agent's calls: what the controller, and the agents of sources, ask over the agent port.
 //!
 //! Who calls and under which version has been judged before (the protocol's gate); here each message is checked
-//! field by field, and then handed to the guests' manager or to the migrations.
+//! field by field, and whether this caller may ask it, and then it is handed to the guests' manager or to the
+//! migrations.
 
 use std::ops::RangeInclusive;
 use std::pin::Pin;
@@ -14,7 +15,7 @@ use godwit_handover::Terms;
 use godwit_protocol::gate::Peer;
 use godwit_protocol::guest::{GuestAnswer, GuestName, GuestState, StartGuest, stop_request};
 use godwit_protocol::server::hello_reply;
-use godwit_protocol::{Category, Fault, Order, OrderAnswer, Update, wire};
+use godwit_protocol::{Category, Fault, Order, OrderAnswer, Update, authority, wire};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
@@ -35,6 +36,9 @@ pub trait Roles: Send + Sync {
 
     /// The driver lives; `silence` is how long it may be silent before it counts as gone.
     async fn keep_alive(&self, terms: Terms, path_proven: bool, silence: Duration) -> Result<(), Fault>;
+
+    /// The terms of a migration that this host knows.
+    fn terms(&self, migration: &str) -> Option<Terms>;
 }
 
 /// The agent's service.
@@ -42,7 +46,7 @@ pub struct AgentService<R> {
     host: String,
     boot_id: String,
     guests: Guests,
-    roles: R,
+    roles: Arc<R>,
     /// Ends the watches when the agent stops serving.
     stopping: CancellationToken,
 }
@@ -65,7 +69,7 @@ impl<R: Roles> AgentService<R> {
             host,
             boot_id,
             guests,
-            roles,
+            roles: Arc::new(roles),
             stopping,
         })
     }
@@ -79,7 +83,8 @@ impl<R: Roles> AgentService<R> {
             | Order::Confirm
             | Order::AbortSource(_)
             | Order::Settle
-            | Order::Retune { .. } => ("source", &terms.source),
+            | Order::Retune { .. }
+            | Order::Drive(_) => ("source", &terms.source),
             Order::Prepare { .. } | Order::Finish(_) | Order::AbortDestination(_) => {
                 ("destination", &terms.destination)
             }
@@ -93,6 +98,18 @@ impl<R: Roles> AgentService<R> {
             self.host
         )))
     }
+}
+
+/// Nothing is said after a refusal.
+fn until_refused<T: Send>(
+    updates: impl Stream<Item = Result<T, Fault>> + Send,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    updates
+        .scan(false, |refused, update| {
+            let before = std::mem::replace(refused, update.is_err());
+            std::future::ready((!before).then_some(update))
+        })
+        .map(|update| update.map_err(Status::from))
 }
 
 fn not_a_party(message: String) -> Fault {
@@ -185,8 +202,10 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         &self,
         request: Request<wire::OrderRequest>,
     ) -> Result<Response<wire::OrderReply>, Status> {
+        let caller = Peer::of(&request)?.identity.clone();
         let (terms, order) = Order::from_request(request.into_inner()).map_err(Fault::from)?;
         self.check_side(&terms, &order)?;
+        authority::may_order(&caller, &terms, &order)?;
         info!(migration = %terms.migration, guest = %terms.guest, order = order.name(), "ordered");
         let answer = self.roles.order(terms, order).await?;
         Ok(Response::new(answer.into()))
@@ -198,12 +217,23 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         &self,
         request: Request<wire::WatchMigrationRequest>,
     ) -> Result<Response<Self::WatchMigrationStream>, Status> {
+        let caller = Peer::of(&request)?.identity.clone();
         let migration = request.into_inner().migration;
         if !words::is_uid(&migration) {
             return Err(malformed(format!("{migration:?} is not a migration's UID")).into());
         }
         let stopping = self.stopping.clone().cancelled_owned();
-        let updates = self.roles.watch(&migration).map(|update| Ok(update.into()));
+        let roles = self.roles.clone();
+        // One that is not known yet may be watched by any host; what becomes of it, by its source alone.
+        let updates = roles.watch(&migration).map(move |update| {
+            if update.side.is_some()
+                && let Some(terms) = roles.terms(&migration)
+            {
+                authority::may_drive(&caller, &terms)?;
+            }
+            Ok(update.into())
+        });
+        let updates = until_refused(updates);
         Ok(Response::new(Box::pin(updates.take_until(stopping))))
     }
 
@@ -211,6 +241,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         &self,
         request: Request<wire::KeepAliveRequest>,
     ) -> Result<Response<wire::KeepAliveReply>, Status> {
+        let caller = Peer::of(&request)?.identity.clone();
         let request = request.into_inner();
         let Some(terms) = request.terms else {
             return Err(malformed("KeepAlive needs the migration's terms").into());
@@ -223,6 +254,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
             ))
             .into());
         }
+        authority::may_drive(&caller, &terms)?;
         let silence = Duration::from_millis(request.silence_millis.into());
         if !SILENCE.contains(&silence) {
             return Err(malformed(format!(

@@ -33,6 +33,8 @@ const MIGRATION: &str = "0c1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3e";
 #[derive(Clone, Default)]
 struct FakeRoles {
     orders: Arc<Mutex<Vec<&'static str>>>,
+    terms: Arc<Mutex<Option<Terms>>>,
+    side: Arc<Mutex<Option<Side>>>,
 }
 
 #[async_trait]
@@ -44,12 +46,22 @@ impl Roles for FakeRoles {
 
     fn watch(&self, _migration: &str) -> Updates {
         use futures::StreamExt;
-        let once = futures::stream::once(async { Update::default() });
+        let side = self.side.lock().unwrap().clone();
+        let once = futures::stream::once(async {
+            Update {
+                side,
+                ..Update::default()
+            }
+        });
         Box::pin(once.chain(futures::stream::pending()))
     }
 
     async fn keep_alive(&self, _terms: Terms, _path_proven: bool, _silence: Duration) -> Result<(), Fault> {
         Ok(())
+    }
+
+    fn terms(&self, _migration: &str) -> Option<Terms> {
+        self.terms.lock().unwrap().clone()
     }
 }
 

@@ -182,6 +182,7 @@ impl Conductor {
                         guest,
                         definition,
                         stream: self.stream,
+                        ticket: Vec::new(),
                     },
                 )
             }

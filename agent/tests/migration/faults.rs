@@ -344,6 +344,7 @@ async fn a_migration_that_has_ended_is_not_begun_again_after_a_restart() {
         guest: name(),
         definition: definition().json().to_vec(),
         stream: godwit_protocol::StreamOptions::PLAIN,
+        ticket: Vec::new(),
     };
     world
         .destination

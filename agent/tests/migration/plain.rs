@@ -113,6 +113,7 @@ async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
         guest: name(),
         definition,
         stream: StreamOptions::PLAIN,
+        ticket: Vec::new(),
     };
     world
         .destination
@@ -161,6 +162,7 @@ async fn a_second_migration_of_the_guest_is_refused_until_the_first_has_ended() 
         guest: name(),
         definition: definition().json().to_vec(),
         stream: StreamOptions::PLAIN,
+        ticket: Vec::new(),
     };
     assert_eq!(
         reason(&world.destination.agent, &other, prepare).await,
@@ -209,6 +211,7 @@ async fn orders_that_do_not_fit_are_refused_by_name() {
         guest: name(),
         definition: b"{}".to_vec(),
         stream: StreamOptions::PLAIN,
+        ticket: Vec::new(),
     };
     assert_eq!(
         reason(&world.destination.agent, &world.terms, prepare).await,
@@ -225,6 +228,7 @@ async fn what_the_destination_lacks_is_the_answer_to_prepare() {
         guest: name(),
         definition: definition().json().to_vec(),
         stream: StreamOptions::PLAIN,
+        ticket: Vec::new(),
     };
     assert_eq!(
         reason(&world.destination.agent, &world.terms, prepare()).await,

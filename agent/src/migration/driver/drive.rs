@@ -1,0 +1,719 @@
+//! The driver of one migration: it hears both sides, and gives the orders that follow (peer to peer).
+//!
+//! One task owns it. What it hears comes in as events; orders, keepalives and writes go out as tasks of their own, so
+//! that nothing waits for anything else. It holds nothing that matters but the order itself and that it has given up,
+//! which are on disk: killed at any point, the next one hears both sides and goes on.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use godwit_handover::{
+    Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, OrderKey, OrdersGiven, PathProof,
+    RecordView, SideView, SourceReport, Stand, Terms, Wait,
+};
+use godwit_protocol::clock::ClockEstimate;
+use godwit_protocol::{
+    AgentClient, Category, Driving, Fault, GaveUp, KeepAlive, Order, OrderAnswer, OtherSide, Side, Told,
+    Update,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::kept::{Kept, Shelf};
+use super::peer::{self, Heard};
+use super::{Parts, Unwritten};
+use crate::clock::now_micros;
+use crate::state::StateError;
+
+/// From the start of the driver to the first byte of guest memory.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// How often is looked whether something has to be given again.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Between two keepalives: the proof of the path must not grow old between them.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// Between two readings of the record, which prove the way to the API server.
+const READ_EVERY: Duration = Duration::from_secs(2);
+/// The same where the destination has to write into it before this driver can go on.
+const READ_EVERY_WAITING: Duration = Duration::from_millis(250);
+/// The word for a destination that this host does not reach.
+const PEER_UNREACHABLE: &str = "PeerUnreachable";
+
+/// What is said to a driver.
+pub(super) enum Word {
+    /// The user asked to stop the migration.
+    Cancel,
+    /// The controller's newest ticket.
+    Ticket(Vec<u8>),
+}
+
+/// What is to be driven.
+pub(super) struct Assignment {
+    pub(super) parts: Parts,
+    pub(super) shelf: Shelf,
+    pub(super) kept: Kept,
+    /// Whether the order was found on disk.
+    pub(super) recovered: bool,
+    pub(super) words: mpsc::UnboundedReceiver<Word>,
+    pub(super) told: watch::Sender<Option<Driving>>,
+}
+
+/// What became of an order, a keepalive or a write.
+enum Done {
+    Order(OrderKey, bool, Result<OrderAnswer, Fault>),
+    Written(OrderKey, Result<RecordView, Unwritten>),
+    Read(Result<RecordView, Unwritten>),
+    KeptAlive(Result<KeepAlive, Fault>),
+    GaveUp(GaveUp, Result<(), StateError>),
+}
+
+struct Drive {
+    parts: Parts,
+    shelf: Shelf,
+    kept: Kept,
+    driver: Driver,
+    began: Instant,
+    given: OrdersGiven,
+    path: PathProof,
+    proven: bool,
+    done: JoinSet<Done>,
+    definition: Option<Vec<u8>>,
+    record_missing: bool,
+    reading: bool,
+    read_at: Instant,
+    client: Option<AgentClient>,
+    silent_since: Option<Instant>,
+    silent_because: Option<Fault>,
+    clock: ClockEstimate,
+    destination: Update,
+    keep_alive_at: Instant,
+    keeping_alive: bool,
+    start_by: Option<Instant>,
+    not_now: Option<Fault>,
+    /// A reason to give up that is being written down.
+    giving_up: bool,
+    give_up_again: Option<(Instant, GaveUp)>,
+    told: watch::Sender<Option<Driving>>,
+}
+
+/// Drives a migration to its end.
+pub(super) async fn drive(assignment: Assignment) {
+    let Assignment {
+        parts,
+        shelf,
+        kept,
+        recovered,
+        mut words,
+        told,
+    } = assignment;
+    let terms = kept.terms.clone();
+    tracing::info!(
+        migration = terms.migration,
+        guest = terms.guest,
+        destination = terms.destination,
+        endpoint = kept.order.endpoint,
+        epoch = terms.epoch,
+        recovered,
+        "driving"
+    );
+    let (sender, mut heard) = mpsc::channel(64);
+    let _watching = AbortOnDropHandle::new(tokio::spawn(peer::watch(
+        terms.clone(),
+        kept.order.endpoint.clone(),
+        parts.tls.clone(),
+        sender,
+    )));
+    let mut source: Pin<Box<dyn Stream<Item = Update> + Send>> =
+        Box::pin(parts.migrations.watch(&terms.migration));
+    let now = Instant::now();
+    let mut drive = Drive {
+        driver: Driver::new(terms),
+        parts,
+        shelf,
+        began: now,
+        given: OrdersGiven::default(),
+        path: PathProof::default(),
+        proven: false,
+        done: JoinSet::new(),
+        definition: None,
+        record_missing: false,
+        reading: false,
+        read_at: now,
+        client: None,
+        silent_since: Some(now),
+        silent_because: None,
+        clock: ClockEstimate::new(),
+        destination: Update::default(),
+        keep_alive_at: now,
+        keeping_alive: false,
+        start_by: Some(now + START_WITHIN),
+        not_now: None,
+        giving_up: false,
+        give_up_again: None,
+        told,
+        kept,
+    };
+    if let Some(gave_up) = drive.kept.view.gave_up.clone() {
+        drive.step(DriverEvent::OrderFailed(gave_up.cause));
+    }
+    drive.look();
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outcome = loop {
+        if let Stand::Ended(outcome) = drive.driver.stand() {
+            break outcome;
+        }
+        tokio::select! {
+            biased;
+            // What the guest waits for comes first.
+            update = source.next() => match update {
+                Some(update) => drive.source(&update),
+                None => return,
+            },
+            Some(heard) = heard.recv() => drive.hear(heard),
+            Some(done) = drive.done.join_next() => match done {
+                Ok(done) => drive.answered(done),
+                Err(error) => tracing::error!(%error, "a driver's task failed"),
+            },
+            Some(word) = words.recv() => drive.word(word),
+            _ = ticks.tick() => drive.look(),
+        }
+    };
+    tracing::info!(migration = drive.terms().migration, ?outcome, "ended");
+    drive.end().await;
+}
+
+impl Drive {
+    fn terms(&self) -> &Terms {
+        self.driver.terms()
+    }
+
+    /// The time since the driver began: what its tables count in.
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn source(&mut self, update: &Update) {
+        match &update.side {
+            Some(Side::Source(report)) => {
+                self.step(DriverEvent::Source(Some(*report)));
+                self.explain(report);
+            }
+            None => self.step(DriverEvent::Source(None)),
+            Some(Side::Destination(_)) => {
+                tracing::error!(migration = self.terms().migration, "this host is the destination");
+            }
+        }
+        if self.driver.has_streamed() {
+            self.start_by = None;
+        }
+    }
+
+    /// The source gives up by itself where the path is not proved; why it is not, is known here.
+    fn explain(&mut self, report: &SourceReport) {
+        let unproven = matches!(
+            report,
+            SourceReport::Aborting(Cause::PathNotProven) | SourceReport::Aborted(Cause::PathNotProven)
+        );
+        if unproven && self.client.is_none() && self.kept.view.gave_up.is_none() {
+            let told = self.unreachable("was not heard any more when the guest was about to be stopped");
+            self.give_up(GaveUp {
+                cause: Cause::PathNotProven,
+                told,
+            });
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Connected(client) => {
+                self.client = Some(*client);
+                self.keep_alive_at = Instant::now();
+            }
+            Heard::Update(update) => {
+                self.silent_since = None;
+                self.silent_because = None;
+                self.path.destination_watched(true);
+                match &update.side {
+                    Some(Side::Destination(report)) => {
+                        self.step(DriverEvent::Destination(Some(report.clone())));
+                    }
+                    None => self.step(DriverEvent::Destination(None)),
+                    Some(Side::Source(_)) => {
+                        tracing::error!(
+                            migration = self.terms().migration,
+                            "the destination reports a source"
+                        );
+                    }
+                }
+                self.destination = *update;
+                self.show_destination();
+            }
+            Heard::Silent(fault) => self.silent(fault),
+        }
+        self.look();
+    }
+
+    fn silent(&mut self, fault: Fault) {
+        tracing::warn!(migration = self.terms().migration, %fault, "the destination is silent");
+        self.client = None;
+        self.path.destination_watched(false);
+        self.silent_since.get_or_insert_with(Instant::now);
+        let forbidding = match fault.category {
+            Category::Forbidden | Category::Version => true,
+            Category::Invalid
+            | Category::Unavailable
+            | Category::Lacking
+            | Category::Conflict
+            | Category::Internal => false,
+        };
+        if forbidding && *self.driver.source() == SideView::NoSuchMigration {
+            let told = Told::new(fault.reason.clone(), fault.message.clone());
+            self.give_up(GaveUp {
+                cause: Cause::PathNotProven,
+                told,
+            });
+        }
+        self.silent_because = Some(fault);
+    }
+
+    fn word(&mut self, word: Word) {
+        match word {
+            Word::Cancel if self.kept.view.gave_up.is_none() && !self.driver.too_late() => {
+                tracing::info!(migration = self.terms().migration, "cancel");
+                self.give_up(GaveUp {
+                    cause: Cause::Cancelled,
+                    told: Told::default(),
+                });
+            }
+            Word::Cancel => {}
+            Word::Ticket(ticket) => self.kept.order.ticket = ticket,
+        }
+    }
+
+    /// Gives up, for a reason of the driver's own. It is written down before it is acted on and told: a restarted
+    /// driver must not begin what the controller has been told will never be begun.
+    fn give_up(&mut self, gave_up: GaveUp) {
+        if self.giving_up || self.kept.view.gave_up.is_some() {
+            return;
+        }
+        self.giving_up = true;
+        tracing::warn!(migration = self.terms().migration, cause = ?gave_up.cause, "giving up: {}", gave_up.told.message);
+        let mut kept = self.kept.clone();
+        kept.view.gave_up = Some(gave_up.clone());
+        let shelf = self.shelf.clone();
+        self.done.spawn(async move {
+            let put = tokio::task::spawn_blocking(move || shelf.put(&kept)).await;
+            Done::GaveUp(gave_up, put.unwrap_or(Ok(())))
+        });
+    }
+
+    fn step(&mut self, event: DriverEvent) {
+        let (driver, step) = self.driver.step(event);
+        self.driver = driver;
+        for effect in step.effects {
+            self.give(effect);
+        }
+        let phase = self.driver.phase();
+        if self.kept.view.phases.last().is_none_or(|(last, _)| *last < phase) {
+            self.kept.view.phases.push((phase, now_micros()));
+            self.show();
+        }
+    }
+
+    /// Carries an effect out, unless that is being done already.
+    fn give(&mut self, effect: DriverEffect) {
+        let key = OrderKey::of(&effect);
+        match effect {
+            // The controller has armed it; what stands there is read again.
+            DriverEffect::ArmRecord => {}
+            // The destination alone may write that; it does, and here it is read.
+            DriverEffect::DecideRecord(Decision::Reverted) => {}
+            DriverEffect::AdvanceRecord => {
+                let (records, terms) = (self.parts.records.clone(), self.terms().clone());
+                self.write(key, async move { records.advance(&terms).await });
+            }
+            DriverEffect::DecideRecord(Decision::Aborted) => {
+                let (records, terms) = (self.parts.records.clone(), self.terms().clone());
+                self.write(key, async move { records.abort(&terms).await });
+            }
+            DriverEffect::DecideRecord(decision @ (Decision::None | Decision::Committed)) => {
+                tracing::error!(?decision, "a driver does not write this decision");
+            }
+            DriverEffect::Begin => self.begin(),
+            DriverEffect::Prepare => match self.definition.clone() {
+                Some(definition) => {
+                    let order = Order::Prepare {
+                        guest: self.kept.order.guest.clone(),
+                        definition,
+                        stream: self.kept.order.stream,
+                        ticket: self.kept.order.ticket.clone(),
+                    };
+                    self.to_destination(key, order);
+                }
+                // The source gives the definition again, as often as it is asked.
+                None => self.begin(),
+            },
+            DriverEffect::Perform(channel) => self.to_source(key, Order::Perform(channel)),
+            DriverEffect::Ready => self.to_source(key, Order::Ready),
+            DriverEffect::Finish(go) => self.to_destination(key, Order::Finish(go)),
+            DriverEffect::Confirm => self.to_source(key, Order::Confirm),
+            DriverEffect::AbortSource(cause) => self.to_source(key, Order::AbortSource(cause)),
+            DriverEffect::AbortDestination(cause) => self.to_destination(key, Order::AbortDestination(cause)),
+            DriverEffect::Settle => self.to_source(key, Order::Settle),
+        }
+    }
+
+    /// Begins once the destination has been heard: one that cannot be reached costs nothing then.
+    fn begin(&mut self) {
+        if matches!(self.driver.destination(), SideView::Unheard) || self.giving_up {
+            return;
+        }
+        let order = Order::Begin {
+            max_downtime: self.kept.order.max_downtime,
+            stream: self.kept.order.stream,
+        };
+        self.to_source(OrderKey::Begin, order);
+    }
+
+    fn to_source(&mut self, key: OrderKey, order: Order) {
+        let now = self.now();
+        if !self.given.give(key, now) {
+            return;
+        }
+        let (migrations, terms) = (self.parts.migrations.clone(), self.terms().clone());
+        self.done
+            .spawn(async move { Done::Order(key, true, migrations.order(&terms, order).await) });
+    }
+
+    fn to_destination(&mut self, key: OrderKey, order: Order) {
+        let now = self.now();
+        let Some(client) = self.client.clone() else { return };
+        if !self.given.give(key, now) {
+            return;
+        }
+        let terms = self.terms().clone();
+        self.done
+            .spawn(async move { Done::Order(key, false, client.order(&terms, &order).await) });
+    }
+
+    fn write(
+        &mut self,
+        key: OrderKey,
+        written: impl Future<Output = Result<RecordView, Unwritten>> + Send + 'static,
+    ) {
+        let now = self.now();
+        if self.given.writing() || !self.given.give(key, now) {
+            return;
+        }
+        self.done.spawn(async move { Done::Written(key, written.await) });
+    }
+
+    fn answered(&mut self, done: Done) {
+        let now = self.now();
+        match done {
+            Done::Order(key, _, Ok(answer)) => {
+                self.given.taken(key, now);
+                if let OrderAnswer::Begun { definition } = answer {
+                    self.definition = Some(definition);
+                    self.give_again();
+                }
+            }
+            Done::Order(key, at_source, Err(fault)) => self.order_failed(key, at_source, &fault),
+            Done::Written(key, Ok(record)) => {
+                self.given.taken(key, now);
+                self.record_read(record);
+            }
+            Done::Written(key, Err(error)) => {
+                tracing::warn!(migration = self.terms().migration, ?key, %error, "the record was not written");
+                self.given.failed(key, now);
+                // What stands there is read again and settles it; or the API server comes back.
+                self.read_at = Instant::now();
+            }
+            Done::Read(read) => {
+                self.reading = false;
+                match read {
+                    // A reading that crossed a write of ours may be older than it.
+                    Ok(_) if self.given.writing() => self.path.api_reached(now),
+                    Ok(record) => self.record_read(record),
+                    Err(Unwritten::Missing) => self.record_missing = true,
+                    Err(error @ (Unwritten::Refused(_) | Unwritten::Unreachable(_))) => {
+                        tracing::debug!(%error, "the record was not read");
+                    }
+                }
+            }
+            Done::KeptAlive(answer) => {
+                self.keeping_alive = false;
+                match answer {
+                    Ok(answer) => {
+                        self.path.destination_answered(now);
+                        self.clock.add(answer.sample);
+                        self.show_destination();
+                    }
+                    Err(fault) => tracing::debug!(%fault, "a keepalive was not answered"),
+                }
+            }
+            Done::GaveUp(gave_up, put) => {
+                self.giving_up = false;
+                match put {
+                    Ok(()) => {
+                        let cause = gave_up.cause;
+                        self.kept.view.gave_up = Some(gave_up);
+                        self.forget_the_unreached();
+                        self.step(match cause {
+                            Cause::Cancelled => DriverEvent::Cancel,
+                            Cause::DestinationFailed
+                            | Cause::DestinationDied
+                            | Cause::SourceDied
+                            | Cause::StreamFailed
+                            | Cause::DriverSilent
+                            | Cause::PathNotProven
+                            | Cause::GuestStopped
+                            | Cause::JournalFailed
+                            | Cause::HypervisorRefused
+                            | Cause::Reverted => DriverEvent::OrderFailed(cause),
+                        });
+                        self.show();
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "that the driver gives up was not written down");
+                        self.give_up_again = Some((Instant::now() + READ_EVERY, gave_up));
+                    }
+                }
+            }
+        }
+        self.tell_source_of_the_path();
+    }
+
+    /// A destination that was never given Prepare knows nothing of the migration, whether it can be heard or not:
+    /// Prepare needs what only the source's journaled beginning gives.
+    fn forget_the_unreached(&mut self) {
+        let never_begun = *self.driver.source() == SideView::NoSuchMigration;
+        if never_begun
+            && *self.driver.destination() == SideView::Unheard
+            && !self.given.ever(OrderKey::Begin)
+            && !self.given.ever(OrderKey::Prepare)
+        {
+            self.kept.view.destination = Some(OtherSide::default());
+            self.step(DriverEvent::Destination(None));
+        }
+    }
+
+    fn record_read(&mut self, record: RecordView) {
+        let now = self.now();
+        self.record_missing = false;
+        self.path.api_reached(now);
+        self.step(DriverEvent::Record(record));
+    }
+
+    fn order_failed(&mut self, key: OrderKey, at_source: bool, fault: &Fault) {
+        tracing::warn!(migration = self.terms().migration, ?key, at_source, %fault, "an order was not taken");
+        // A refusal of what the reports have left behind means nothing.
+        let still_wanted = self
+            .driver
+            .next()
+            .iter()
+            .any(|effect| OrderKey::of(effect) == key);
+        let now = self.now();
+        self.given.failed(key, now);
+        if fault.category == Category::Unavailable {
+            self.not_now = Some(fault.clone());
+            return;
+        }
+        if key.before_memory() && still_wanted {
+            let cause = if at_source {
+                Cause::HypervisorRefused
+            } else {
+                Cause::DestinationFailed
+            };
+            let told = Told::new(fault.reason.clone(), fault.message.clone());
+            self.give_up(GaveUp { cause, told });
+        } else if ["JournalNewer", "JournalDamaged"].contains(&fault.reason.as_ref()) {
+            self.kept.view.blocked = Some(Told::new(fault.reason.clone(), fault.message.clone()));
+            self.show();
+        }
+    }
+
+    fn give_again(&mut self) {
+        for effect in self.driver.next() {
+            self.give(effect);
+        }
+    }
+
+    /// Looks at everything that time alone changes.
+    fn look(&mut self) {
+        let now = Instant::now();
+        self.forget_gave_up_unreached();
+        self.give_again();
+        self.read(now);
+        self.keep_alive(now);
+        if let Some((at, _)) = &self.give_up_again
+            && now >= *at
+            && let Some((_, gave_up)) = self.give_up_again.take()
+        {
+            self.give_up(gave_up);
+        }
+        if self.start_by.is_some_and(|by| now >= by) {
+            self.start_by = None;
+            let told = self.start_too_slow();
+            self.give_up(GaveUp {
+                cause: Cause::PathNotProven,
+                told,
+            });
+        }
+        let silent = self
+            .silent_since
+            .is_some_and(|since| now.duration_since(since) >= self.kept.order.silence);
+        if silent && self.driver.before_switchover() {
+            let seconds = self.kept.order.silence.as_secs();
+            let told = self.unreachable(&format!("was silent for {seconds} s"));
+            self.give_up(GaveUp {
+                cause: Cause::PathNotProven,
+                told,
+            });
+        }
+    }
+
+    /// A restarted driver that had given up hears of the source only after it was told so.
+    fn forget_gave_up_unreached(&mut self) {
+        if self.kept.view.gave_up.is_some() {
+            self.forget_the_unreached();
+        }
+    }
+
+    fn unreachable(&self, how: &str) -> Told {
+        let terms = self.terms();
+        let because = self
+            .silent_because
+            .as_ref()
+            .map_or_else(String::new, |fault| format!(" ({fault})"));
+        Told::new(
+            PEER_UNREACHABLE,
+            format!(
+                "The agent on {} {how}, as the source {} sees it at {}{because}.",
+                terms.destination, terms.source, self.kept.order.endpoint
+            ),
+        )
+    }
+
+    /// What has kept the migration from starting.
+    fn start_too_slow(&self) -> Told {
+        let seconds = START_WITHIN.as_secs();
+        if self.client.is_none() {
+            return self.unreachable(&format!("was not reached within {seconds} s"));
+        }
+        if self.record_missing {
+            return Told::new("RecordMissing", "The guest has no GuestRecord any more.");
+        }
+        if let Some(fault) = &self.not_now
+            && fault.reason != "InternalError"
+        {
+            return Told::new(fault.reason.clone(), fault.message.clone());
+        }
+        let slow = match self.driver.stand() {
+            Stand::Waiting {
+                wait: Wait::Destination,
+            } => &self.terms().destination,
+            Stand::Waiting {
+                wait: Wait::Source | Wait::Record | Wait::Decision,
+            }
+            | Stand::Ended(_) => &self.terms().source,
+        };
+        Told::new(
+            "DeadlineExceeded",
+            format!("{slow} did not come to the transfer of memory within {seconds} s."),
+        )
+    }
+
+    fn read(&mut self, now: Instant) {
+        if self.reading || now < self.read_at {
+            return;
+        }
+        let waiting = matches!(self.driver.stand(), Stand::Waiting { wait: Wait::Record });
+        self.reading = true;
+        self.read_at = now + if waiting { READ_EVERY_WAITING } else { READ_EVERY };
+        let (records, guest) = (self.parts.records.clone(), self.terms().guest.clone());
+        self.done
+            .spawn(async move { Done::Read(records.read(&guest).await) });
+    }
+
+    /// Tells both sides that the driver lives.
+    fn keep_alive(&mut self, now: Instant) {
+        self.tell_source_of_the_path();
+        if now < self.keep_alive_at {
+            return;
+        }
+        self.keep_alive_at = now + KEEP_ALIVE_EVERY;
+        self.proven = self.path.proven(self.now());
+        self.tell_source();
+        let known = matches!(self.driver.destination(), SideView::Reported(_));
+        if let Some(client) = self.client.clone().filter(|_| known && !self.keeping_alive) {
+            self.keeping_alive = true;
+            let (terms, proven, silence) = (self.terms().clone(), self.proven, self.kept.order.silence);
+            self.done
+                .spawn(async move { Done::KeptAlive(client.keep_alive(&terms, proven, silence).await) });
+        }
+    }
+
+    /// The source waits for the proof of the path before it stops the guest: it is told at once.
+    fn tell_source_of_the_path(&mut self) {
+        let proven = self.path.proven(self.now());
+        if proven && !self.proven {
+            self.proven = true;
+            self.tell_source();
+        }
+    }
+
+    fn tell_source(&self) {
+        let silence = self.kept.order.silence;
+        // A source that does not know the migration yet, or any more, needs no driver.
+        let _ = self
+            .parts
+            .migrations
+            .keep_alive(self.terms(), self.proven, silence);
+    }
+
+    fn show_destination(&mut self) {
+        let resumed_at_micros = self.destination.resumed_at_micros;
+        let report = match &self.destination.side {
+            Some(Side::Destination(DestinationReport::Prepared(_))) => Some(DestinationReport::Preparing),
+            Some(Side::Destination(report)) => Some(report.clone()),
+            Some(Side::Source(_)) | None => None,
+        };
+        self.kept.view.destination = Some(OtherSide {
+            report,
+            resumed_at_micros,
+            clock: resumed_at_micros.and_then(|_| self.clock.offset()),
+            failure: Told::of_update(&self.destination),
+        });
+        self.show();
+    }
+
+    fn show(&self) {
+        self.told.send_if_modified(|known| {
+            let news = known.as_ref() != Some(&self.kept.view);
+            if news {
+                *known = Some(self.kept.view.clone());
+            }
+            news
+        });
+    }
+
+    /// Writes the end down and tells it.
+    async fn end(mut self) {
+        self.done.abort_all();
+        self.kept.view.ended_at_micros = Some(now_micros());
+        // It was used, or never will be.
+        self.kept.order.ticket = Vec::new();
+        let (shelf, kept) = (self.shelf.clone(), self.kept.clone());
+        match tokio::task::spawn_blocking(move || shelf.put(&kept)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the end was not written down; it is found again"),
+            Err(error) => tracing::error!(%error, "the end was not written down"),
+        }
+        self.show();
+    }
+}
