@@ -16,6 +16,7 @@ use crate::guest::starts::Starts;
 use crate::migration::book::Notice;
 use crate::migration::drivers::Drivers;
 use crate::record::Records;
+use crate::ticket::Tickets;
 
 /// The field manager of every status that the controller writes, and the reporter of its events.
 pub const NAME: &str = "godwit-controller";
@@ -31,6 +32,8 @@ pub struct Cluster {
     pub records: Records,
     /// The agents.
     pub agents: Agents,
+    /// Signs the tickets that sources show to destinations.
+    pub tickets: Tickets,
     /// What the watches have seen. Never decides who may run a guest: the record does, read fresh.
     pub guests: Store<VirtualMachine>,
     /// The migrations.
@@ -56,10 +59,12 @@ pub struct WatchEnded;
 
 impl Cluster {
     /// Puts the parts together.
+    #[allow(clippy::too_many_arguments, reason = "one for each part")]
     pub fn new(
         client: Client,
         records: Records,
         agents: Agents,
+        tickets: Tickets,
         guests: Store<VirtualMachine>,
         migrations: Store<VirtualMachineMigration>,
         hosts: Store<VirtualMachineHost>,
@@ -74,6 +79,7 @@ impl Cluster {
             client,
             records,
             agents,
+            tickets,
             guests,
             migrations,
             hosts,

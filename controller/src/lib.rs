@@ -18,6 +18,7 @@ pub mod placement;
 pub mod reason;
 pub mod record;
 pub mod run;
+pub mod ticket;
 pub mod time;
 
 #[cfg(test)]

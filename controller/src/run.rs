@@ -20,6 +20,7 @@ use crate::health::{self, Health};
 use crate::leader::Candidate;
 use crate::migration::validate;
 use crate::record::Records;
+use crate::ticket::{Keys, Tickets};
 use crate::{guest, host, migration};
 
 /// How many objects of a kind are reconciled at the same time.
@@ -123,10 +124,12 @@ pub async fn work(
     let migrations =
         Controller::<VirtualMachineMigration>::new(Api::all(client.clone()), watcher::Config::default());
     let (hosts, writer) = reflector::store::<VirtualMachineHost>();
+    let tickets = Tickets::new(Keys::new(client.clone(), &namespace));
     let cluster = Arc::new(Cluster::new(
         client.clone(),
         Records::new(client.clone(), me),
         Agents::new(tls),
+        tickets.clone(),
         guests.store(),
         migrations.store(),
         hosts,
@@ -193,7 +196,12 @@ pub async fn work(
         cluster.tasks.close();
         cluster.tasks.wait().await;
     };
-    let beside = futures::future::join3(host_watch, host::watch_leases(cluster.clone(), namespace), ready);
+    let beside = futures::future::join4(
+        host_watch,
+        host::watch_leases(cluster.clone(), namespace),
+        tickets.run(stop.clone()),
+        ready,
+    );
     tokio::select! {
         () = reconcilers => {}
         _ = beside => {}
