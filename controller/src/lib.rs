@@ -4,6 +4,8 @@
 //! [`guest`] and [`migration`] hold the reconcilers; in each, what is decided is apart from what is done. [`record`]
 //! is the one place that writes guests' records. [`leader`] picks one controller of several; nothing about who may
 //! run a guest rests on that.
+//!
+//! [`signer`] is the library of another program, `godwit-signer`: the controller neither calls it nor holds its key.
 
 pub mod agents;
 pub mod apply;
@@ -18,6 +20,7 @@ pub mod placement;
 pub mod reason;
 pub mod record;
 pub mod run;
+pub mod signer;
 pub mod ticket;
 pub mod time;
 

@@ -28,9 +28,9 @@ impl Authority {
     fn issue(&self, name: &str, identity: &PeerIdentity) -> TlsFiles {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
-        parameters
-            .subject_alt_names
-            .push(SanType::URI(identity.uri(&TrustDomain::default()).try_into().unwrap()));
+        parameters.subject_alt_names.push(SanType::URI(
+            identity.uri(&TrustDomain::default()).try_into().unwrap(),
+        ));
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let write = |suffix: &str, content: String| -> PathBuf {
             let path = self.directory.path().join(format!("{name}-{suffix}.pem"));
