@@ -130,6 +130,10 @@ pub async fn pod_on_node(client: &Client, node: &str, account: &str) -> anyhow::
             "serviceAccountName": account,
             "automountServiceAccountToken": false,
             "containers": [{"name": "part", "image": "nothing.invalid/never-pulled"}],
+            // As in the chart: a node is given tokens for what its pods mount.
+            "volumes": [{"name": "token", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": LASTS.as_secs()}},
+            ]}}],
             // What every DaemonSet's pod has. No kubelet says that the node is well: other pods would be evicted.
             "tolerations": [{"operator": "Exists"}],
         },

@@ -259,6 +259,50 @@ pub async fn r3_without_a_node_nothing_is_written(lab: &mut Lab) -> anyhow::Resu
     Ok(())
 }
 
+/// A kubelet (and who has taken its node) is given tokens of the pods on its own node, and of no other.
+pub async fn r3_a_node_is_given_tokens_of_its_own_pods_alone(lab: &mut Lab) -> anyhow::Result<()> {
+    let administrator = lab.client();
+    let headers = [
+        ("content-type", "application/json"),
+        ("impersonate-user", "system:node:h1"),
+        ("impersonate-group", "system:nodes"),
+    ];
+    let path = format!(
+        "/api/v1/namespaces/{}/serviceaccounts/{}/token",
+        chart::NAMESPACE,
+        chart::AGENT_ACCOUNT
+    );
+    let mut pods = Vec::new();
+    for node in ["h1", "h2"] {
+        pods.push(credentials::pod_on_node(&administrator, node, chart::AGENT_ACCOUNT).await?);
+    }
+    let ask = async |bound: Value| {
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": [], "boundObjectRef": bound},
+        });
+        send_with(&administrator, "POST", &path, &headers, Some(&request)).await
+    };
+    let of = |pod: &Pod| {
+        let metadata = &pod.metadata;
+        json!({"apiVersion": "v1", "kind": "Pod", "name": metadata.name, "uid": metadata.uid})
+    };
+    eventually("the authorizer knows the pod", async || {
+        (ask(of(&pods[0])).await.code == 201).then_some(())
+    })
+    .await;
+    ask(of(&pods[1]))
+        .await
+        .refused("a pod on another node", "scheduled on a different node");
+    ask(Value::Null)
+        .await
+        .refused("bound to nothing", "not bound to a pod");
+    ask(json!({"apiVersion": "v1", "kind": "Node", "name": "h2"}))
+        .await
+        .refused("bound to another node", "not bound to a pod");
+    Ok(())
+}
+
 /// Whoever may act as another account still cannot put a node into its claims.
 pub async fn r3_a_node_cannot_be_forged_by_impersonation(lab: &mut Lab) -> anyhow::Result<()> {
     policies_in_force(lab).await?;
