@@ -21,8 +21,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("godwit-protocol", &["godwit-handover"]),
     (
         "godwit-agent",
-        &["godwit-crds", "godwit-handover", "godwit-protocol"],
+        &["godwit-crds", "godwit-handover", "godwit-protocol", "godwit-relay"],
     ),
+    // A process of its own, which outlives the agent: it knows nothing of guests and rules.
+    ("godwit-relay", &[]),
     (
         "godwit-controller",
         &["godwit-crds", "godwit-handover", "godwit-protocol"],
@@ -30,7 +32,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("godwit-cli", &["godwit-crds"]),
     ("godwit-guest", &[]),
     // The lab meets agent, controller and CLI as programs, as a user does.
-    ("godwit-lab", &["godwit-crds", "godwit-guest"]),
+    // The bench drives a relay as an agent does.
+    ("godwit-lab", &["godwit-crds", "godwit-guest", "godwit-relay"]),
 ];
 
 /// What `cargo metadata` says, judged: one line for each crate that is not in the table and each dependency that
