@@ -98,14 +98,18 @@ impl RecordWriter {
             // The object carries its resourceVersion and UID: the write fails if either is not the current one.
             match within(records.replace(guest, &PostParams::default(), &record)).await {
                 Ok(written) => return view(&written.spec).map_err(unreachable),
-                Err(ApiError::Refused(error)) => match *error {
-                    kube::Error::Api(status) if status.is_conflict() => {}
-                    kube::Error::Api(status) if status.is_forbidden() || status.is_invalid() => {
-                        return Err(Unwritten::Refused(status.message));
+                Err(ApiError::Refused(error)) => {
+                    if let kube::Error::Api(status) = &*error {
+                        if status.is_conflict() {
+                            continue;
+                        }
+                        if status.is_forbidden() || status.is_invalid() {
+                            return Err(Unwritten::Refused(status.message.clone()));
+                        }
                     }
                     // Whether it was written is not known: the next round reads.
-                    error => failure = Some(error.to_string()),
-                },
+                    failure = Some(error.to_string());
+                }
                 Err(error) => failure = Some(error.to_string()),
             }
         }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use godwit_handover::{Cause, Terms};
+use godwit_handover::{Cause, DestinationReport, Terms};
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{
-    AgentClient, Category, ClientTls, Fault, GuestName, Order, OrderAnswer, PeerIdentity, ServerTls,
+    AgentClient, Category, ClientTls, Fault, GuestName, Order, OrderAnswer, PeerIdentity, ServerTls, Side,
     StartGuest, TlsFiles, TrustDomain, Update,
 };
 use rcgen::{
@@ -253,6 +253,53 @@ async fn another_host_may_order_nothing() {
         (Category::Forbidden, "NotAllowed")
     );
     assert_eq!(served.hypervisor.launched(), 0);
+}
+
+/// The agent "there", as the source of a migration that comes here, and of none that leaves.
+#[tokio::test]
+async fn the_sources_agent_drives_its_own_destination() {
+    let served = Served::new().await;
+    let client = served.client("there").await;
+    let silence = Duration::from_secs(10);
+    let mine = terms("there", "here");
+    let abort = Order::AbortDestination(Cause::Cancelled);
+    client.order(&mine, &abort).await.unwrap();
+    client.keep_alive(&mine, true, silence).await.unwrap();
+    let others = terms("elsewhere", "here");
+    let leaves = terms("here", "there");
+    let refused = [
+        client.order(&others, &abort).await.unwrap_err(),
+        client.order(&leaves, &Order::Ready).await.unwrap_err(),
+        client
+            .order(&leaves, &Order::AbortSource(Cause::Cancelled))
+            .await
+            .unwrap_err(),
+        client.keep_alive(&others, true, silence).await.unwrap_err(),
+        client.keep_alive(&leaves, true, silence).await.unwrap_err(),
+    ];
+    for fault in refused {
+        assert_eq!(
+            (fault.category, fault.reason.as_ref()),
+            (Category::Forbidden, "NotAllowed"),
+            "{fault}"
+        );
+    }
+    assert_eq!(*served.roles.orders.lock().unwrap(), ["AbortDestination"]);
+
+    // What nobody knows may be watched; another's migration may not.
+    let mut updates = client.watch_migration(MIGRATION).await.unwrap();
+    assert_eq!(updates.next().await.unwrap().unwrap(), Update::default());
+    *served.roles.side.lock().unwrap() = Some(Side::Destination(DestinationReport::Loaded));
+    for (terms, allowed) in [(mine, true), (others, false)] {
+        *served.roles.terms.lock().unwrap() = Some(terms);
+        let mut updates = client.watch_migration(MIGRATION).await.unwrap();
+        let first = updates.next().await.unwrap();
+        assert_eq!(first.is_ok(), allowed, "{first:?}");
+        if let Err(fault) = first {
+            assert_eq!(fault.reason, "NotAllowed");
+            assert!(updates.next().await.is_none());
+        }
+    }
 }
 
 #[tokio::test]

@@ -352,18 +352,20 @@ impl Drive {
                         stream: self.kept.order.stream,
                         ticket: self.kept.order.ticket.clone(),
                     };
-                    self.to_destination(key, order);
+                    self.order_destination(key, order);
                 }
                 // The source gives the definition again, as often as it is asked.
                 None => self.begin(),
             },
-            DriverEffect::Perform(channel) => self.to_source(key, Order::Perform(channel)),
-            DriverEffect::Ready => self.to_source(key, Order::Ready),
-            DriverEffect::Finish(go) => self.to_destination(key, Order::Finish(go)),
-            DriverEffect::Confirm => self.to_source(key, Order::Confirm),
-            DriverEffect::AbortSource(cause) => self.to_source(key, Order::AbortSource(cause)),
-            DriverEffect::AbortDestination(cause) => self.to_destination(key, Order::AbortDestination(cause)),
-            DriverEffect::Settle => self.to_source(key, Order::Settle),
+            DriverEffect::Perform(channel) => self.order_source(key, Order::Perform(channel)),
+            DriverEffect::Ready => self.order_source(key, Order::Ready),
+            DriverEffect::Finish(go) => self.order_destination(key, Order::Finish(go)),
+            DriverEffect::Confirm => self.order_source(key, Order::Confirm),
+            DriverEffect::AbortSource(cause) => self.order_source(key, Order::AbortSource(cause)),
+            DriverEffect::AbortDestination(cause) => {
+                self.order_destination(key, Order::AbortDestination(cause))
+            }
+            DriverEffect::Settle => self.order_source(key, Order::Settle),
         }
     }
 
@@ -376,10 +378,10 @@ impl Drive {
             max_downtime: self.kept.order.max_downtime,
             stream: self.kept.order.stream,
         };
-        self.to_source(OrderKey::Begin, order);
+        self.order_source(OrderKey::Begin, order);
     }
 
-    fn to_source(&mut self, key: OrderKey, order: Order) {
+    fn order_source(&mut self, key: OrderKey, order: Order) {
         let now = self.now();
         if !self.given.give(key, now) {
             return;
@@ -389,7 +391,7 @@ impl Drive {
             .spawn(async move { Done::Order(key, true, migrations.order(&terms, order).await) });
     }
 
-    fn to_destination(&mut self, key: OrderKey, order: Order) {
+    fn order_destination(&mut self, key: OrderKey, order: Order) {
         let now = self.now();
         let Some(client) = self.client.clone() else { return };
         if !self.given.give(key, now) {
