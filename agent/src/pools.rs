@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outside_the_pool_is_reached() {
+    fn r10_nothing_outside_the_pool_is_reached() {
         let (directory, pools) = pool();
         let root = directory.path().join("pool");
         symlink("../secret", root.join("out")).unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_files_are_taken_and_a_pipe_does_not_hang() {
+    fn r10_only_plain_files_are_taken_and_a_pipe_does_not_hang() {
         let (directory, pools) = pool();
         let fifo = directory.path().join("pool/fifo");
         rustix::fs::mknodat(
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_device_must_be_allowed_and_be_one() {
+    fn r10_a_block_device_must_be_allowed_and_be_one() {
         let (_directory, pools) = pool();
         assert!(matches!(
             pools.open_device("/dev/null", true),

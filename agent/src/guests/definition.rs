@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_strings_are_refused_in_every_field() {
+    fn r9_hostile_strings_are_refused_in_every_field() {
         let fields = [
             "/machine/type",
             "/cpu/model",

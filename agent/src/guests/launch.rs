@@ -3,13 +3,14 @@
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::Epoch;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
@@ -388,10 +389,17 @@ fn fresh_directory(path: &Path, user: Option<u32>) -> Result<(), GuestError> {
         .mode(0o700)
         .create(path)
         .and_then(|()| match user {
-            Some(user) => chown(path, Some(user), Some(user)),
+            Some(user) => give(path, user),
             None => Ok(()),
         })
         .map_err(|source| system(&format!("Make {}", path.display()), source))
+}
+
+/// Gives a directory to a user: the one that was opened, whatever its path leads to by then.
+fn give(path: &Path, user: u32) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = openat(CWD, path, flags, Mode::empty())?;
+    fchown(directory, Some(user), Some(user))
 }
 
 pub(super) fn remove_directory(path: &Path) -> Result<(), GuestError> {

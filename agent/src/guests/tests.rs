@@ -22,6 +22,8 @@ use crate::sandbox::Network;
 use crate::state::RecordFile;
 use crate::taps::{TapError, Taps};
 
+mod users;
+
 const UID: &str = "6f1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3e";
 const OTHER: &str = "7f1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3f";
 
@@ -71,6 +73,10 @@ impl World {
 
     /// An agent's manager, as at the agent's start.
     async fn agent(&self) -> Guests {
+        self.agent_with(None).await
+    }
+
+    async fn agent_with(&self, users: Option<UserRange>) -> Guests {
         let settings = Settings {
             host: "here".into(),
             state_directory: self.path("state"),
@@ -78,7 +84,7 @@ impl World {
             memory: 1 << 30,
             pools: Pools::new(BTreeMap::from([("default".into(), self.path("pool"))]), vec![]),
             taps: self.taps.clone(),
-            users: None,
+            users,
             network: Network::Isolated,
             cgroups: Cgroups::default(),
         };

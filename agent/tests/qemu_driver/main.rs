@@ -8,6 +8,7 @@
     clippy::indexing_slicing
 )] // a test that cannot go on says where
 
+mod confinement;
 mod disks;
 mod faults;
 mod fixture;

@@ -1,11 +1,12 @@
 //! A guest in a QEMU process.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -474,7 +475,7 @@ async fn connect(
     let path = directory.join(MONITOR_SOCKET);
     let work = async {
         // Where the process is gone, nobody listens.
-        let stream = UnixStream::connect(path).await.map_err(|_| QmpError::Closed)?;
+        let stream = connect_here(&path).await.map_err(|_| QmpError::Closed)?;
         let on_event = move |raw| {
             if let Some(event) = event::meaning(&raw) {
                 // Nobody may be listening.
@@ -496,6 +497,17 @@ async fn connect(
         deadline,
     };
     timeout(deadline, work).await.map_err(late)?
+}
+
+/// Connects to a socket, and not to what a link in its place leads to: the directory belongs to the guest's user.
+async fn connect_here(path: &std::path::Path) -> std::io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(CWD, path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Socket {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    // The very socket that was looked at.
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
 }
 
 /// Keeps the guest's logs small, and says once that the process is gone, after the last of its own events.

@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::QmpError;
+use super::pace::Pace;
 use super::wire::{Greeting, Lines, Message, RawEvent, Refusal, Version, parse};
 
 /// QEMU stops reading its monitor, out-of-band commands too, when eight ordinary commands wait.
@@ -107,6 +108,8 @@ impl Client {
             pending: HashMap::new(),
             greeted: Some(greeted),
             on_event: Box::new(on_event),
+            pace: Pace::new(Instant::now()),
+            silenced_until: None,
         };
         tokio::spawn(owner.run(requested));
         let late = |_| QmpError::Deadline {
@@ -224,6 +227,9 @@ struct Owner {
     pending: HashMap<u64, Pending>,
     greeted: Option<oneshot::Sender<Greeting>>,
     on_event: Box<dyn FnMut(RawEvent) + Send>,
+    pace: Pace,
+    /// Until when nothing is read, because QEMU has said too much.
+    silenced_until: Option<Instant>,
 }
 
 /// Why the owner stops.
@@ -237,21 +243,27 @@ enum End {
 impl Owner {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let end = loop {
-            let interest = if self.outbox.is_some() {
-                Interest::READABLE | Interest::WRITABLE
-            } else {
-                Interest::READABLE
+            let interest = match (self.outbox.is_some(), self.silenced_until) {
+                (true, None) => Some(Interest::READABLE | Interest::WRITABLE),
+                (true, Some(_)) => Some(Interest::WRITABLE),
+                (false, None) => Some(Interest::READABLE),
+                (false, Some(_)) => None,
             };
+            let silence = self.silenced_until.unwrap_or_else(Instant::now);
             tokio::select! {
                 request = requests.recv(), if self.outbox.is_none() => {
                     let Some(request) = request else { return };
                     self.take(request);
                 }
-                ready = self.stream.ready(interest) => {
+                () = tokio::time::sleep_until(silence.into()), if self.silenced_until.is_some() => {
+                    self.silenced_until = None;
+                }
+                ready = self.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
                     let step = match ready {
                         Ok(ready) => {
                             let written = if ready.is_writable() { self.write() } else { Ok(()) };
-                            let read = if ready.is_readable() || ready.is_read_closed() { self.read() } else { Ok(()) };
+                            let heard = self.silenced_until.is_none() && (ready.is_readable() || ready.is_read_closed());
+                            let read = if heard { self.read() } else { Ok(()) };
                             read.and(written)
                         }
                         Err(_) => Err(End::Closed),
@@ -337,15 +349,22 @@ impl Owner {
             Err(_) => return Err(End::Closed),
         };
         self.lines.push(space.get(..count).unwrap_or_default());
+        let mut said = 0;
         while let Some(line) = self
             .lines
             .next_line()
             .map_err(|error| End::Protocol(error.to_string()))?
         {
+            said += 1;
             if !line.iter().all(u8::is_ascii_whitespace) {
                 self.hear(parse(&line).map_err(End::Protocol)?)?;
             }
         }
+        let silenced = self.pace.heard(Instant::now(), count, said);
+        if silenced.is_some() && self.silenced_until.is_none() {
+            tracing::debug!("QEMU says more over its monitor than is read");
+        }
+        self.silenced_until = silenced;
         Ok(())
     }
 
@@ -477,11 +496,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn garbage_and_over_long_lines_close_the_connection() {
+    async fn r11_garbage_and_over_long_lines_close_the_connection() {
         for junk in [
             b"hello\n".to_vec(),
             vec![b'{'; super::super::wire::MAX_LINE_BYTES + 2],
             b"{\"return\": {}, \"id\": 99999999}\n".to_vec(),
+            [&b"{\"event\": \"A\", \"data\": "[..], &[b'['; 10_000], b"\n"].concat(),
+            GREETING.to_vec(),
         ] {
             let (client, mut monitor, _events) = connected().await;
             let call = tokio::spawn({
@@ -495,6 +516,51 @@ mod tests {
             tokio::time::timeout(SOON, client.closed()).await.unwrap();
             assert!(client.is_closed());
         }
+    }
+
+    #[tokio::test]
+    async fn r11_a_flood_of_events_is_read_slowly_and_answers_still_come() {
+        let (client, monitor, mut events) = connected().await;
+        let begin = Instant::now();
+        let count = tokio::spawn(async move {
+            let mut heard = 0_u32;
+            while events.recv().await.is_some() {
+                heard += 1;
+            }
+            heard
+        });
+        let (mut reading, mut writing) = monitor.stream.into_inner().into_split();
+        let flood = tokio::spawn(async move {
+            let event = b"{\"event\": \"A\"}\n".repeat(64);
+            while begin.elapsed() < Duration::from_secs(1) {
+                writing.write_all(&event).await.unwrap();
+            }
+            writing
+        });
+        let asked = tokio::spawn({
+            let client = client.clone();
+            async move {
+                client
+                    .call(Command::new("query-status").within(Duration::from_secs(60)))
+                    .await
+            }
+        });
+        let mut line = String::new();
+        BufReader::new(&mut reading).read_line(&mut line).await.unwrap();
+        let command: Value = serde_json::from_str(&line).unwrap();
+        let mut writing = flood.await.unwrap();
+        let answer = format!("{}\n", json!({ "return": 1, "id": command["id"] }));
+        writing.write_all(answer.as_bytes()).await.unwrap();
+        let outcome = asked.await.unwrap();
+        let seconds = begin.elapsed().as_secs_f64();
+        drop((client, writing, reading));
+        let heard = f64::from(count.await.unwrap());
+        // What one reading can take beyond the allowance is less than 64 KiB, 4096 such events.
+        assert!(
+            heard < 4096.0 + 4096.0 + 512.0 * seconds,
+            "{heard} in {seconds} s"
+        );
+        assert_eq!(outcome.unwrap(), json!(1));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod event;
+mod pace;
 pub mod wire;
 
 use std::time::Duration;

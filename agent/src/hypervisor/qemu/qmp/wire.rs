@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_refused_at_the_bound() {
+    fn r11_a_line_without_end_is_refused_at_the_bound() {
         let mut lines = Lines::default();
         lines.push(&vec![b'x'; MAX_LINE_BYTES]);
         assert_eq!(lines.next_line(), Ok(None));
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_an_error_and_no_crash() {
+    fn r11_deep_nesting_is_an_error_and_no_crash() {
         let mut line = vec![b'['; 100_000];
         line.extend(vec![b']'; 100_000]);
         assert!(parse(&line).is_err());
@@ -313,7 +313,7 @@ mod tests {
         }
 
         #[test]
-        fn kept_text_is_bounded(text in "\\PC{0,3000}") {
+        fn r11_kept_text_is_bounded(text in "\\PC{0,3000}") {
             prop_assert!(bounded(&text).len() <= MAX_TEXT_BYTES);
         }
     }
