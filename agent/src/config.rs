@@ -27,6 +27,9 @@ pub struct Config {
     /// On which ports it does.
     #[serde(default)]
     pub migration_ports: PortRange,
+    /// Whether guests neither leave nor come here in plain text, whatever a migration asks for.
+    #[serde(default)]
+    pub refuse_plain_text: bool,
     /// What must survive a reboot: records and journals.
     #[serde(default = "state_directory")]
     pub state_directory: PathBuf,
@@ -433,6 +436,7 @@ tls: {ca: /etc/godwit/ca.pem, certificate: /etc/godwit/tls.pem, key: /etc/godwit
         assert_eq!(config.reserve_bytes(), 512 << 20);
         assert_eq!(config.qemu.accelerator, Accelerator::Auto);
         assert_eq!(config.guest_network, GuestNetwork::Isolated);
+        assert!(!config.refuse_plain_text);
     }
 
     #[test]
@@ -451,6 +455,7 @@ namespace: godwit
 qemu: {{binary: /usr/bin/qemu-system-x86_64, accelerator: tcg}}
 guestUsers: {{first: 70000, count: 10}}
 guestNetwork: migration
+refusePlainText: true
 memoryReserve: 2Gi
 "
         ))
@@ -458,6 +463,7 @@ memoryReserve: 2Gi
         assert_eq!(config.trust_domain.as_str(), "prod.example");
         assert_eq!(config.qemu.accelerator, Accelerator::Tcg);
         assert_eq!(config.guest_network, GuestNetwork::Migration);
+        assert!(config.refuse_plain_text);
         assert_eq!(
             config.users(),
             UserRange {

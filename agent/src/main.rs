@@ -278,6 +278,7 @@ async fn roles(
         state_directory: config.state_directory.clone(),
         migration_address,
         migration_ports: config.migration_ports.first..=config.migration_ports.last,
+        refuse_plain_text: config.refuse_plain_text,
     };
     guests.obey(Arc::new(records.clone()));
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));

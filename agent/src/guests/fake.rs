@@ -2,7 +2,6 @@
 //! outlive the agent.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -30,6 +29,10 @@ pub fn facts() -> HypervisorFacts {
             hold_before_switchover: true,
             keep_destination_paused: true,
             inactivate_disks: true,
+        },
+        streams: StreamAbilities {
+            encrypts: true,
+            connections: 1,
         },
         walls_missing: Vec::new(),
     }
@@ -186,11 +189,11 @@ impl Guest for FakeGuest {
         Ok(self.blockers.lock().unwrap().clone())
     }
 
-    async fn send(&self, _channel: OwnedFd, _limits: StreamLimits) -> Result<(), HypervisorError> {
+    async fn send(&self, _stream: Stream, _limits: StreamLimits) -> Result<(), HypervisorError> {
         Ok(())
     }
 
-    async fn receive(&self, _channel: OwnedFd) -> Result<(), HypervisorError> {
+    async fn receive(&self, _stream: Stream) -> Result<(), HypervisorError> {
         Ok(())
     }
 

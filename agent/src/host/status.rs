@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
     use crate::guests::GuestIdentity;
-    use crate::hypervisor::HypervisorFacts;
+    use crate::hypervisor::{HypervisorFacts, StreamAbilities};
 
     fn facts() -> Facts {
         Facts {
@@ -326,6 +326,10 @@ mod tests {
                     hold_before_switchover: true,
                     keep_destination_paused: true,
                     inactivate_disks: true,
+                },
+                streams: StreamAbilities {
+                    encrypts: true,
+                    connections: 1,
                 },
                 walls_missing: vec![],
             })),

@@ -67,6 +67,8 @@ pub struct HypervisorFacts {
     pub cpu_models: Vec<String>,
     /// What it can hold back during a migration.
     pub gates: Gates,
+    /// What it can make of a stream.
+    pub streams: StreamAbilities,
     /// What keeps guests here from being walled off as they should be, for people; empty where nothing does.
     pub walls_missing: Vec<String>,
 }
@@ -163,11 +165,11 @@ pub trait Guest: Send + Sync {
     /// Why the guest cannot migrate, in the hypervisor's words; empty if it can.
     async fn migration_blockers(&self) -> Result<Vec<String>, HypervisorError>;
 
-    /// Starts to send the guest over `channel`, a connected stream socket. Returns when the stream has started.
-    async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError>;
+    /// Starts to send the guest. Returns when the stream has started.
+    async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError>;
 
-    /// Starts to receive the guest from `channel`, a connected stream socket. The guest stays stopped.
-    async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError>;
+    /// Starts to receive the guest. It stays stopped.
+    async fn receive(&self, stream: Stream) -> Result<(), HypervisorError>;
 
     /// How the stream stands.
     async fn stream(&self) -> Result<StreamStatus, HypervisorError>;
@@ -248,6 +250,55 @@ pub enum GuestEventKind {
     },
     /// The process is gone: proved by its pidfd.
     Died,
+}
+
+/// By which way a guest's stream travels.
+pub struct Stream {
+    /// A connected stream socket.
+    pub socket: OwnedFd,
+    /// With what the hypervisor encrypts it, and by what the two ends know each other; `None`: it writes in plain text.
+    pub key: Option<StreamKey>,
+}
+
+impl Stream {
+    /// One on which the hypervisor itself writes in plain text.
+    pub fn plain(socket: impl Into<OwnedFd>) -> Self {
+        Self {
+            socket: socket.into(),
+            key: None,
+        }
+    }
+}
+
+/// A key that both ends of one stream have, and nobody else. It never shows in `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StreamKey([u8; 32]);
+
+impl StreamKey {
+    /// The key with these bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for StreamKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StreamKey(..)")
+    }
+}
+
+/// What a hypervisor can make of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamAbilities {
+    /// It encrypts a stream itself, with a [`StreamKey`].
+    pub encrypts: bool,
+    /// Over how many channels it spreads one.
+    pub connections: u32,
 }
 
 /// Limits of a stream.

@@ -5,11 +5,14 @@
 //! Both agents may end after that without hurting the stream.
 //!
 //! ```text
-//! source → destination   GODWITM\0 · version · migration's UID, zero-padded · the one-time word
+//! source → destination   GODWITM\0 · version · migration's UID, zero-padded · the word
 //! destination → source   one byte: taken
 //! ```
 //! Nothing else is read or written by the agents: the next byte on the socket, in either direction, is the
 //! hypervisors'.
+//!
+//! Where the hypervisors encrypt the stream, the word is not the one-time token itself but made from it, and so is
+//! the hypervisors' key: whoever hears the word on the wire knows nothing of the key.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -19,11 +22,14 @@ use std::time::Duration;
 
 use godwit_handover::{Channel, Token};
 use rustix::net::sockopt;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+use crate::hypervisor::{Stream, StreamKey};
 
 /// How long a connection may take to say the word.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,6 +44,8 @@ const TOKEN_BYTES: usize = 32;
 const HELLO_BYTES: usize = 8 + 4 + UID_BYTES + TOKEN_BYTES;
 const TAKEN: u8 = 6;
 const SCHEME: &str = "tcp://";
+/// Parts what is made from a token here from anything else that may ever be.
+const SALT: &[u8] = b"godwit stream 1";
 
 /// Why there is no channel.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +95,7 @@ fn system(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> ChannelEr
 pub struct Door {
     listener: TcpListener,
     hello: [u8; HELLO_BYTES],
+    key: Option<StreamKey>,
     channel: Channel,
 }
 
@@ -95,13 +104,21 @@ impl Door {
     ///
     /// # Errors
     /// [`ChannelError::PortsExhausted`] if every port is in use.
-    pub fn open(address: IpAddr, ports: RangeInclusive<u16>, migration: &str) -> Result<Self, ChannelError> {
+    pub fn open(
+        address: IpAddr,
+        ports: RangeInclusive<u16>,
+        migration: &str,
+        encrypted: bool,
+    ) -> Result<Self, ChannelError> {
         let listener = listen(address, &ports)?;
         let bound = listener.local_addr().map_err(system("The listener's address"))?;
         let token = draw()?;
+        let words =
+            words(migration, &token, encrypted).ok_or_else(|| ChannelError::Uri(bound.to_string()))?;
         Ok(Self {
             listener,
-            hello: hello(migration, &token).ok_or_else(|| ChannelError::Uri(bound.to_string()))?,
+            hello: words.hello,
+            key: words.key,
             channel: Channel {
                 uri: format!("{SCHEME}{bound}"),
                 token: Token(token.to_vec()),
@@ -116,7 +133,7 @@ impl Door {
 
     /// Waits for the one who knows the word. Everyone else is turned away; once it was said the door is gone.
     /// Runs until then: whoever calls sets the deadline.
-    pub async fn admit(self) -> Result<OwnedFd, ChannelError> {
+    pub async fn admit(self) -> Result<Stream, ChannelError> {
         let mut strangers = JoinSet::new();
         let mut waiting = VecDeque::new();
         loop {
@@ -143,7 +160,10 @@ impl Door {
                     strangers.shutdown().await;
                     drop(self.listener);
                     stream.write_all(&[TAKEN]).await.map_err(system("Answering the source"))?;
-                    return hand_over(stream);
+                    return Ok(Stream {
+                        socket: hand_over(stream)?,
+                        key: self.key,
+                    });
                 }
             }
         }
@@ -190,6 +210,36 @@ fn draw() -> Result<[u8; TOKEN_BYTES], ChannelError> {
     }
 }
 
+/// What is made from a token.
+struct Words {
+    hello: [u8; HELLO_BYTES],
+    key: Option<StreamKey>,
+}
+
+/// `None` if the UID or the token has not the length that they have.
+fn words(migration: &str, token: &[u8], encrypted: bool) -> Option<Words> {
+    if token.len() != TOKEN_BYTES {
+        return None;
+    }
+    if !encrypted {
+        return Some(Words {
+            hello: hello(migration, token)?,
+            key: None,
+        });
+    }
+    let suite = TLS13_AES_128_GCM_SHA256.tls13()?;
+    let expander = suite.hkdf_provider.extract_from_secret(Some(SALT), token);
+    let derive = |purpose: &[u8]| {
+        let mut bytes = [0; TOKEN_BYTES];
+        let info: [&[u8]; 3] = [purpose, b"\0", migration.as_bytes()];
+        expander.expand_slice(&info, &mut bytes).ok().map(|()| bytes)
+    };
+    Some(Words {
+        hello: hello(migration, &derive(b"word")?)?,
+        key: Some(StreamKey::new(derive(b"key")?)),
+    })
+}
+
 /// The bytes that open the channel; `None` if the UID or the word has not the length that they have.
 fn hello(migration: &str, token: &[u8]) -> Option<[u8; HELLO_BYTES]> {
     if migration.len() > UID_BYTES || token.len() != TOKEN_BYTES {
@@ -232,15 +282,16 @@ async fn listen_for(
 pub async fn connect(
     channel: &Channel,
     migration: &str,
+    encrypted: bool,
     deadline: Duration,
-) -> Result<OwnedFd, ChannelError> {
+) -> Result<Stream, ChannelError> {
     let bad = || ChannelError::Uri(channel.uri.clone());
     let address: SocketAddr = channel
         .uri
         .strip_prefix(SCHEME)
         .and_then(|a| a.parse().ok())
         .ok_or_else(bad)?;
-    let hello = hello(migration, &channel.token.0).ok_or_else(bad)?;
+    let Words { hello, key } = words(migration, &channel.token.0, encrypted).ok_or_else(bad)?;
     let work = async {
         let mut stream = TcpStream::connect(address)
             .await
@@ -255,9 +306,10 @@ pub async fn connect(
             Ok(_) | Err(_) => Err(ChannelError::NotTaken(address)),
         }
     };
-    timeout(deadline, work)
+    let socket = timeout(deadline, work)
         .await
-        .map_err(|_| ChannelError::Deadline { address, deadline })?
+        .map_err(|_| ChannelError::Deadline { address, deadline })??;
+    Ok(Stream { socket, key })
 }
 
 /// The socket as a hypervisor takes it: blocking, without delays, and with a bound on silence. Its buffers stay
@@ -296,7 +348,7 @@ mod tests {
 
     fn door() -> Door {
         // Port 0 is any free one.
-        Door::open(LOOPBACK, 0..=0, "m-1").unwrap()
+        Door::open(LOOPBACK, 0..=0, "m-1", false).unwrap()
     }
 
     fn address(channel: &Channel) -> SocketAddr {
@@ -308,10 +360,10 @@ mod tests {
         let door = door();
         let channel = door.channel().clone();
         let admitted = tokio::spawn(door.admit());
-        let source = connect(&channel, "m-1", LONG).await.unwrap();
+        let source = connect(&channel, "m-1", false, LONG).await.unwrap();
         let destination = admitted.await.unwrap().unwrap();
-        let mut source = std::net::TcpStream::from(source);
-        let mut destination = std::net::TcpStream::from(destination);
+        let mut source = std::net::TcpStream::from(source.socket);
+        let mut destination = std::net::TcpStream::from(destination.socket);
         tokio::task::spawn_blocking(move || {
             source.write_all(b"QEVM first bytes").unwrap();
             destination.write_all(b"and back").unwrap();
@@ -326,6 +378,29 @@ mod tests {
         })
         .await
         .unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_key_of_an_encrypted_stream_is_alike_at_both_ends_and_never_on_the_wire() {
+        let door = Door::open(LOOPBACK, 0..=0, "m-1", true).unwrap();
+        let channel = door.channel().clone();
+        let admitted = tokio::spawn(door.admit());
+        // Without encryption the word is another one.
+        assert!(matches!(
+            connect(&channel, "m-1", false, LONG).await,
+            Err(ChannelError::NotTaken(_))
+        ));
+        let source = connect(&channel, "m-1", true, LONG).await.unwrap();
+        let destination = admitted.await.unwrap().unwrap();
+        assert!(source.key.is_some() && source.key == destination.key);
+        let words = words("m-1", &channel.token.0, true).unwrap();
+        let key = words.key.unwrap();
+        assert!(Some(&key) == source.key.as_ref());
+        assert_ne!(key.bytes().as_slice(), channel.token.0.as_slice());
+        let said = |bytes: &[u8]| words.hello.windows(TOKEN_BYTES).any(|part| part == bytes);
+        assert!(!said(key.bytes()) && !said(&channel.token.0));
+        let other = super::words("m-2", &channel.token.0, true).unwrap();
+        assert!(other.key != Some(key) && other.hello != words.hello);
     }
 
     #[tokio::test]
@@ -348,17 +423,17 @@ mod tests {
             ..channel.clone()
         };
         assert!(matches!(
-            connect(&wrong, "m-1", LONG).await,
+            connect(&wrong, "m-1", false, LONG).await,
             Err(ChannelError::NotTaken(_))
         ));
         assert!(matches!(
-            connect(&channel, "m-2", LONG).await,
+            connect(&channel, "m-2", false, LONG).await,
             Err(ChannelError::NotTaken(_))
         ));
-        connect(&channel, "m-1", LONG).await.unwrap();
+        connect(&channel, "m-1", false, LONG).await.unwrap();
         timeout(LONG, admitted).await.unwrap().unwrap().unwrap();
         // A replayed word finds no door.
-        assert!(connect(&channel, "m-1", LONG).await.is_err());
+        assert!(connect(&channel, "m-1", false, LONG).await.is_err());
     }
 
     #[tokio::test]
@@ -369,13 +444,13 @@ mod tests {
             first: low,
             last: high,
             ..
-        }) = Door::open(LOOPBACK, taken..=taken, "m-2")
+        }) = Door::open(LOOPBACK, taken..=taken, "m-2", false)
         else {
             panic!("a port was used twice")
         };
         assert_eq!((low, high), (taken, taken));
         if taken < u16::MAX - 16 {
-            let second = Door::open(LOOPBACK, taken..=taken + 16, "m-2").unwrap();
+            let second = Door::open(LOOPBACK, taken..=taken + 16, "m-2", false).unwrap();
             assert_ne!(address(second.channel()).port(), taken);
         }
     }
@@ -388,14 +463,14 @@ mod tests {
             uri: format!("{SCHEME}{}", deaf.local_addr().unwrap()),
             token: Token(vec![1; TOKEN_BYTES]),
         };
-        let outcome = connect(&channel, "m-1", Duration::from_millis(200)).await;
+        let outcome = connect(&channel, "m-1", false, Duration::from_millis(200)).await;
         assert!(matches!(outcome, Err(ChannelError::Deadline { .. })));
         let foreign = Channel {
             uri: "unix:///x".into(),
             ..channel
         };
         assert!(matches!(
-            connect(&foreign, "m-1", LONG).await,
+            connect(&foreign, "m-1", false, LONG).await,
             Err(ChannelError::Uri(_))
         ));
     }

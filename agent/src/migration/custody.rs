@@ -5,12 +5,15 @@ use godwit_crds::virtual_machine::GuestState;
 use godwit_handover::{Gates, RecordView, Terms};
 
 use crate::guests::{Definition, GuestError, GuestIdentity, Guests, Held, Role};
+use crate::hypervisor::StreamAbilities;
 
 /// Who keeps the guests and lends them to migrations.
 #[async_trait]
 pub trait Custody: Send + Sync {
     /// What the hypervisor can hold back; `None` while it does not work.
     fn gates(&self) -> Option<Gates>;
+    /// What the hypervisor can make of a stream; `None` while it does not work.
+    fn streams(&self) -> Option<StreamAbilities>;
     /// Checks that the guest can leave, and protects it against everything but this migration.
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError>;
     /// Protects a guest again after a restart. `None` if its process is proved to be gone; an error if that is not
@@ -50,6 +53,10 @@ pub trait Records: Send + Sync {
 impl Custody for Guests {
     fn gates(&self) -> Option<Gates> {
         self.facts().map(|facts| facts.gates)
+    }
+
+    fn streams(&self) -> Option<StreamAbilities> {
+        self.facts().map(|facts| facts.streams)
     }
 
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {

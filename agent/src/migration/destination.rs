@@ -9,7 +9,6 @@ use godwit_handover::{
     Terms,
 };
 use godwit_protocol::{Fault, Side};
-use std::os::fd::OwnedFd;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
@@ -25,7 +24,7 @@ use super::updates::{Note, Publisher};
 use crate::clock::now_micros;
 use crate::guests::{Definition, GuestError, GuestIdentity, Held};
 use crate::hypervisor::{
-    Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, StreamState, StreamStatus,
+    Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, Stream, StreamState, StreamStatus,
 };
 
 /// How long nobody may open the channel before the process is given up.
@@ -64,7 +63,7 @@ pub(super) struct DestinationStart {
 
 enum Work {
     Launch(Box<(GuestIdentity, Definition)>),
-    Receive(OwnedFd),
+    Receive(Stream),
     Resume,
     Destroy,
     Look,
@@ -75,7 +74,7 @@ enum Answer {
     Written(DestinationEvent, Option<Note>),
     Ended,
     Launched(Box<Result<Held, GuestError>>),
-    Admitted(Result<OwnedFd, ChannelError>),
+    Admitted(Result<Stream, ChannelError>),
     NotDestroyed(Note),
     Looked(Result<(RunState, StreamStatus), HypervisorError>),
 }
@@ -321,10 +320,10 @@ impl Runner {
                 self.publish();
             }
             Answer::Launched(outcome) => self.after_launch(*outcome),
-            Answer::Admitted(Ok(socket)) => {
+            Answer::Admitted(Ok(stream)) => {
                 self.shut_the_door();
                 if matches!(self.machine.report(), DestinationReport::Prepared(_)) {
-                    self.order(Work::Receive(socket));
+                    self.order(Work::Receive(stream));
                 }
             }
             Answer::Admitted(Err(error)) => {
@@ -647,7 +646,7 @@ impl Hand {
                     self.guest = outcome.as_ref().ok().map(|held| held.guest.clone());
                     Answer::Launched(Box::new(outcome))
                 }
-                Work::Receive(socket) => self.receive(socket).await,
+                Work::Receive(stream) => self.receive(stream).await,
                 Work::Resume => {
                     sleep_if(before_resume).await;
                     before_resume = (before_resume * 2).clamp(2 * BACKOFF, LONGEST_BACKOFF);
@@ -675,9 +674,9 @@ impl Hand {
         Ok((guest.run_state().await?, status))
     }
 
-    async fn receive(&self, socket: OwnedFd) -> Answer {
+    async fn receive(&self, stream: Stream) -> Answer {
         let outcome = match self.guest() {
-            Ok(guest) => guest.receive(socket).await,
+            Ok(guest) => guest.receive(stream).await,
             Err(error) => Err(error),
         };
         match outcome {

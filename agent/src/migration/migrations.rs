@@ -25,6 +25,7 @@ use super::destination::{self, Arrival, DestinationStart};
 use super::faults;
 use super::journal::{self, Head, Journal, JournalError, Reopened, Role};
 use super::observation;
+use super::options;
 use super::source::{self, Message, SourceStart};
 use super::updates::{Publisher, Shown};
 use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
@@ -55,6 +56,8 @@ pub struct Settings {
     pub migration_address: IpAddr,
     /// On which ports.
     pub migration_ports: RangeInclusive<u16>,
+    /// Whether streams in plain text are refused, whatever is ordered.
+    pub refuse_plain_text: bool,
 }
 
 /// A migration whose journal, or whose guest, cannot be acted on.
@@ -444,6 +447,7 @@ impl Inner {
             return Err(unresolved.fault());
         }
         self.check_party(&terms.source)?;
+        self.check_stream(stream)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
         let held = self.custody.protect(terms).await?;
         let begun = self
@@ -532,6 +536,7 @@ impl Inner {
             return Err(unresolved.fault());
         }
         self.check_party(&terms.destination)?;
+        self.check_stream(stream)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
         let definition = Definition::parse(definition)
             .map_err(|error| GuestError::DefinitionRefused(error.to_string()))?;
@@ -541,6 +546,7 @@ impl Inner {
             settings.migration_address,
             settings.migration_ports.clone(),
             &terms.migration,
+            stream.encrypted,
         )
         .map_err(|error| faults::channel(&error))?;
         let journal = self
@@ -582,6 +588,12 @@ impl Inner {
             // It goes on; the watch tells how.
             Err(_) => Ok(OrderAnswer::Taken),
         }
+    }
+
+    /// Whether this host lets a stream travel in this way, and can.
+    fn check_stream(&self, stream: StreamOptions) -> Result<(), Fault> {
+        let abilities = self.custody.streams().ok_or_else(no_hypervisor)?;
+        options::judge(stream, abilities, self.settings.refuse_plain_text)
     }
 
     fn check_party(&self, named: &str) -> Result<(), Fault> {

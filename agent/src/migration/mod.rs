@@ -13,6 +13,7 @@ mod faults;
 pub mod journal;
 mod migrations;
 mod observation;
+mod options;
 mod pen;
 mod source;
 mod updates;

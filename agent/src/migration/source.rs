@@ -783,8 +783,9 @@ impl Hand {
                 Some(Note::new(reason, detail)),
             )
         };
-        let socket = match channel::connect(channel, &self.terms.migration, CONNECT_DEADLINE).await {
-            Ok(socket) => socket,
+        let (migration, encrypted) = (&self.terms.migration, self.stream.encrypted);
+        let stream = match channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await {
+            Ok(stream) => stream,
             Err(error) => {
                 return not(
                     godwit_handover::Cause::StreamFailed,
@@ -793,7 +794,7 @@ impl Hand {
                 );
             }
         };
-        match self.guest.send(socket, self.narrow()).await {
+        match self.guest.send(stream, self.narrow()).await {
             Ok(()) => Answer::Event(SourceEvent::StreamStarted, None),
             Err(HypervisorError::Died) => Answer::Event(SourceEvent::Died, None),
             // It may have begun all the same; what follows is a cancel, which ends it if so.

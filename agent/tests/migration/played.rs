@@ -2,7 +2,6 @@
 //! stream travels over the real channel. Who runs when is written down, and two at once is a violation.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use godwit_agent::guests::{Definition, GuestError, GuestIdentity, Held, Role};
 use godwit_agent::hypervisor::{
-    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamFigures, StreamLimits,
-    StreamState, StreamStatus,
+    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, Stream, StreamAbilities,
+    StreamFigures, StreamLimits, StreamState, StreamStatus,
 };
 use godwit_agent::migration::Custody;
 use godwit_handover::{Gates, Terms};
@@ -365,8 +364,8 @@ impl Played {
     }
 }
 
-fn socket_of(channel: OwnedFd) -> TcpStream {
-    let stream = std::net::TcpStream::from(channel);
+fn socket_of(stream: Stream) -> TcpStream {
+    let stream = std::net::TcpStream::from(stream.socket);
     stream.set_nonblocking(true).unwrap();
     TcpStream::from_std(stream).unwrap()
 }
@@ -441,8 +440,8 @@ impl Guest for Handle {
         Ok(vec![])
     }
 
-    async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError> {
-        let socket = socket_of(channel);
+    async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError> {
+        let socket = socket_of(stream);
         {
             let mut state = self.0.called()?;
             state.limits = limits;
@@ -456,8 +455,8 @@ impl Guest for Handle {
         Ok(())
     }
 
-    async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError> {
-        let socket = socket_of(channel);
+    async fn receive(&self, stream: Stream) -> Result<(), HypervisorError> {
+        let socket = socket_of(stream);
         {
             let mut state = self.0.called()?;
             self.0.set_stream(&mut state, StreamState::Active);
@@ -606,6 +605,13 @@ pub fn definition() -> Definition {
 impl Custody for PlayedCustody {
     fn gates(&self) -> Option<Gates> {
         Some(GATES)
+    }
+
+    fn streams(&self) -> Option<StreamAbilities> {
+        Some(StreamAbilities {
+            encrypts: true,
+            connections: 1,
+        })
     }
 
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {

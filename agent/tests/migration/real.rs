@@ -3,7 +3,6 @@
 //! They need `qemu-system-x86_64`: `cargo test -p godwit-agent --test migration -- --include-ignored real`.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,8 +16,8 @@ use godwit_agent::guests::{
 };
 use godwit_agent::hypervisor::qemu::{Accelerator, AcceleratorChoice, Qemu, QemuConfig};
 use godwit_agent::hypervisor::{
-    Guest, GuestEvent, GuestEventKind, Hypervisor, HypervisorError, ProcessRecord, RunState, StreamLimits,
-    StreamState, StreamStatus,
+    Guest, GuestEvent, GuestEventKind, Hypervisor, HypervisorError, ProcessRecord, RunState, Stream,
+    StreamAbilities, StreamLimits, StreamState, StreamStatus,
 };
 use godwit_agent::migration::{self, Custody, Migrations};
 use godwit_agent::pools::Pools;
@@ -108,11 +107,11 @@ impl Guest for Timed {
     async fn migration_blockers(&self) -> Result<Vec<String>, HypervisorError> {
         self.guest.migration_blockers().await
     }
-    async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError> {
-        self.guest.send(channel, limits).await
+    async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError> {
+        self.guest.send(stream, limits).await
     }
-    async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError> {
-        self.guest.receive(channel).await
+    async fn receive(&self, stream: Stream) -> Result<(), HypervisorError> {
+        self.guest.receive(stream).await
     }
     async fn stream(&self) -> Result<StreamStatus, HypervisorError> {
         self.guest.stream().await
@@ -174,6 +173,9 @@ impl TimedCustody {
 impl Custody for TimedCustody {
     fn gates(&self) -> Option<Gates> {
         Custody::gates(&self.guests)
+    }
+    fn streams(&self) -> Option<StreamAbilities> {
+        Custody::streams(&self.guests)
     }
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {
         Custody::protect(&self.guests, terms)
@@ -265,6 +267,7 @@ impl Host {
             state_directory: directory.join("state"),
             migration_address: "127.0.0.1".parse().unwrap(),
             migration_ports: 0..=0,
+            refuse_plain_text: false,
         };
         let agent = Migrations::new(settings, custody, Arc::new(record.clone()));
         agent.recover().await.unwrap();

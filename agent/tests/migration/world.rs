@@ -104,6 +104,7 @@ fn life(
         state_directory: directory.path().to_path_buf(),
         migration_address: "127.0.0.1".parse().unwrap(),
         migration_ports: 0..=0,
+        refuse_plain_text: false,
     };
     let keeper: Arc<dyn Custody> = custody.clone();
     (

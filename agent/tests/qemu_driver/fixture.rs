@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use godwit_agent::hypervisor::qemu::{Accelerator, AcceleratorChoice, Qemu, QemuConfig};
 use godwit_agent::hypervisor::{
     DiskFile, Guest, GuestEvent, GuestEventKind, GuestFiles, Hypervisor, HypervisorError, Launch, RunState,
-    Start, StreamLimits, StreamState,
+    Start, Stream, StreamKey, StreamLimits, StreamState,
 };
 use godwit_agent::sandbox::Network;
 use rustix::process::{Pid, Signal, kill_process};
@@ -293,11 +293,27 @@ pub const ALL_OUT: StreamLimits = StreamLimits {
     downtime: Duration::from_secs(1000),
 };
 
+/// Connects two guests and starts an encrypted stream; each has its key.
+pub async fn start_encrypted(
+    source: &Arc<dyn Guest>,
+    destination: &Arc<dyn Guest>,
+    limits: StreamLimits,
+    keys: [[u8; 32]; 2],
+) {
+    let (near, far) = UnixStream::pair().unwrap();
+    let stream = |socket: UnixStream, key| Stream {
+        socket: socket.into(),
+        key: Some(StreamKey::new(key)),
+    };
+    destination.receive(stream(far, keys[1])).await.unwrap();
+    source.send(stream(near, keys[0]), limits).await.unwrap();
+}
+
 /// Connects two guests and starts the stream.
 pub async fn start_stream(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>, limits: StreamLimits) {
     let (near, far) = UnixStream::pair().unwrap();
-    destination.receive(far.into()).await.unwrap();
-    source.send(near.into(), limits).await.unwrap();
+    destination.receive(Stream::plain(far)).await.unwrap();
+    source.send(Stream::plain(near), limits).await.unwrap();
 }
 
 /// Brings a guest from one QEMU to another, sealed, and lets it run there.

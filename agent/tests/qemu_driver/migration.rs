@@ -4,14 +4,15 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use godwit_agent::hypervisor::{
-    GuestEvent, GuestEventKind, HypervisorError, RunState, Start, StreamLimits, StreamState,
+    GuestEvent, GuestEventKind, HypervisorError, RunState, Start, Stream, StreamKey, StreamLimits,
+    StreamState,
 };
 use serde_json::json;
 use tokio::sync::broadcast::Receiver;
 
 use crate::fixture::{
-    ALL_OUT, Bench, SLOWLY, assert_counts, eventually, new_uid, start_stream, until, until_state,
-    until_stream,
+    ALL_OUT, Bench, SLOWLY, assert_counts, eventually, new_uid, start_encrypted, start_stream, until,
+    until_state, until_stream,
 };
 
 fn streams(events: &[GuestEvent]) -> Vec<StreamState> {
@@ -274,13 +275,67 @@ async fn another_guests_stream_is_refused() {
     until_state(&source, RunState::Running).await;
 }
 
+/// Twice, there and back: nothing of the first stream's key is in the way of the second's.
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn an_encrypted_stream_moves_the_guest_and_leaves_no_key() {
+    let bench = Bench::new();
+    let uid = new_uid();
+    let source = bench.launch("a", &uid, Start::Boot).await;
+    source.resume().await.unwrap();
+    bench.counts_on("a").await;
+    let mut destination = bench.launch("b", &uid, Start::Incoming).await;
+    // Another's key is no way in, and the guest at the source goes on.
+    start_encrypted(&source, &destination, ALL_OUT, [[1; 32], [2; 32]]).await;
+    until_stream(&source, StreamState::Failed).await;
+    until_state(&source, RunState::Running).await;
+    bench.counts_on("a").await;
+    destination.destroy(Duration::from_secs(10)).await.unwrap();
+    destination = bench.launch("b", &uid, Start::Incoming).await;
+    start_encrypted(&source, &destination, SLOWLY, [[3; 32], [3; 32]]).await;
+    until_stream(&source, StreamState::Active).await;
+    source.pause().await.unwrap();
+    source.set_limits(ALL_OUT).await.unwrap();
+    until_stream(&source, StreamState::BeforeSwitchover).await;
+    source.switch_over().await.unwrap();
+    until_stream(&source, StreamState::Completed).await;
+    until_state(&destination, RunState::Paused).await;
+    destination.resume().await.unwrap();
+    bench.counts_on("b").await;
+    for side in ["a", "b"] {
+        assert!(!bench.path(side).join("stream-key").exists(), "{side}");
+    }
+}
+
+/// One end encrypts and the other does not: nothing is taken for a guest's memory.
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn an_encrypted_stream_is_not_read_as_plain_text() {
+    let bench = Bench::new();
+    let uid = new_uid();
+    let source = bench.launch("a", &uid, Start::Boot).await;
+    source.resume().await.unwrap();
+    let destination = bench.launch("b", &uid, Start::Incoming).await;
+    let (near, far) = UnixStream::pair().unwrap();
+    let key = Some(StreamKey::new([3; 32]));
+    let expecting = Stream {
+        socket: far.into(),
+        key,
+    };
+    destination.receive(expecting).await.unwrap();
+    source.send(Stream::plain(near), ALL_OUT).await.unwrap();
+    until_stream(&source, StreamState::Failed).await;
+    until_state(&source, RunState::Running).await;
+    assert_ne!(destination.stream().await.unwrap().state, StreamState::Completed);
+}
+
 #[tokio::test]
 #[ignore = "needs QEMU"]
 async fn a_stream_of_garbage_fails_and_says_so() {
     let bench = Bench::new();
     let destination = bench.launch("b", &new_uid(), Start::Incoming).await;
     let (near, far) = UnixStream::pair().unwrap();
-    destination.receive(far.into()).await.unwrap();
+    destination.receive(Stream::plain(far)).await.unwrap();
     std::io::Write::write_all(&mut &near, &[b'x'; 4096]).unwrap();
     until_stream(&destination, StreamState::Failed).await;
     assert!(destination.stream().await.unwrap().error.is_some());

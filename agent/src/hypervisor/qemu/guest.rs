@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -19,10 +20,10 @@ use super::qmp::QmpError;
 use super::qmp::client::{Client, Command};
 use super::qmp::event;
 use super::qmp::wire::{Version, bounded};
-use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, argv, states};
+use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, argv, psk, states};
 use crate::hypervisor::{
-    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, StreamLimits, StreamState,
-    StreamStatus,
+    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, Stream, StreamKey,
+    StreamLimits, StreamState, StreamStatus,
 };
 
 /// The monitor's socket in the guest's directory.
@@ -33,6 +34,13 @@ const EVENTS_KEPT: usize = 256;
 
 /// Under which name QEMU keeps the stream's socket.
 const STREAM_NAME: &str = "godwit-stream";
+
+/// QEMU's words for the two ends of an encrypted stream.
+const CLIENT: &str = "client";
+const SERVER: &str = "server";
+
+/// The name of the object that holds the stream's key.
+const KEY_NAME: &str = "godwit-stream-key";
 
 /// How long an outgoing stream may take to end after a polite request.
 const POLITE_CANCEL: Duration = Duration::from_secs(2);
@@ -62,6 +70,8 @@ pub struct QemuGuest {
     process: Arc<Process>,
     events: broadcast::Sender<GuestEvent>,
     client: Mutex<Client>,
+    /// Whether a stream's key may be about: in QEMU, or in a file.
+    keyed: AtomicBool,
 }
 
 impl QemuGuest {
@@ -82,6 +92,8 @@ impl QemuGuest {
             process,
             events,
             client: Mutex::new(client),
+            // An agent before this one may have left one.
+            keyed: AtomicBool::new(true),
         });
         tokio::spawn(watch_over(
             Arc::downgrade(&guest),
@@ -156,6 +168,56 @@ impl QemuGuest {
         self.call(Command::new("migrate-set-capabilities").with(json!({ "capabilities": list })))
             .await?;
         Ok(())
+    }
+
+    /// Gives QEMU the key of a stream that it is to encrypt, or none.
+    async fn set_key(&self, key: Option<&StreamKey>, endpoint: &str) -> Result<(), HypervisorError> {
+        self.forget_key().await;
+        let Some(key) = key else {
+            let plain = json!({"tls-creds": ""});
+            self.call(Command::new("migrate-set-parameters").with(plain))
+                .await?;
+            return Ok(());
+        };
+        self.keyed.store(true, Ordering::Release);
+        let version = self.version().await?;
+        let (directory, secret) = (self.directory.clone(), key.clone());
+        tokio::task::spawn_blocking(move || psk::write(&directory, &secret))
+            .await
+            .map_err(|error| system("writing a stream's key", std::io::Error::other(error)))?
+            .map_err(|error| system("writing a stream's key", error))?;
+        let mut object = json!({
+            "qom-type": "tls-creds-psk", "id": KEY_NAME, "endpoint": endpoint,
+            "dir": self.directory.join(psk::DIRECTORY), "priority": psk::priority(version),
+        });
+        if let (CLIENT, Some(object)) = (endpoint, object.as_object_mut()) {
+            object.insert("username".into(), psk::USER.into());
+        }
+        self.call(Command::new("object-add").with(object)).await?;
+        self.call(Command::new("migrate-set-parameters").with(json!({"tls-creds": KEY_NAME})))
+            .await?;
+        Ok(())
+    }
+
+    /// Removes the key of a stream that is over, in QEMU and in its file.
+    async fn forget_key(&self) {
+        if !self.keyed.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        self.remove_key_file().await;
+        let gone = Command::new("object-del").with(json!({ "id": KEY_NAME }));
+        if let Err(error) = self.call(gone).await {
+            // Most often there is none.
+            tracing::debug!(%error, "a stream's key was not taken from QEMU");
+        }
+    }
+
+    async fn remove_key_file(&self) {
+        let directory = self.directory.clone();
+        let removed = tokio::task::spawn_blocking(move || psk::remove(&directory)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, uid = %self.uid, "the file with a stream's key stays");
+        }
     }
 
     /// Gives QEMU the stream's socket, then the command that uses it; takes it back if that fails.
@@ -260,6 +322,8 @@ impl Guest for QemuGuest {
             RunState::Paused | RunState::StoppedForMigration => {}
         }
         self.call(Command::new("cont")).await?;
+        // The stream is over, at either end.
+        self.forget_key().await;
         match self.run_state().await? {
             // QEMU took it, so it may have run: this is no refusal.
             RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => Err(
@@ -309,18 +373,22 @@ impl Guest for QemuGuest {
             .collect())
     }
 
-    async fn send(&self, channel: OwnedFd, limits: StreamLimits) -> Result<(), HypervisorError> {
+    async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError> {
         self.set_capabilities(true).await?;
         self.set_limits(limits).await?;
+        self.set_key(stream.key.as_ref(), CLIENT).await?;
+        // A client has read its key already.
+        self.remove_key_file().await;
         self.start_stream(
-            channel,
+            stream.socket,
             Command::new("migrate").with(json!({ "uri": format!("fd:{STREAM_NAME}") })),
         )
         .await
     }
 
-    async fn receive(&self, channel: OwnedFd) -> Result<(), HypervisorError> {
+    async fn receive(&self, stream: Stream) -> Result<(), HypervisorError> {
         self.set_capabilities(false).await?;
+        self.set_key(stream.key.as_ref(), SERVER).await?;
         let mut arguments = json!({ "uri": format!("fd:{STREAM_NAME}") });
         // An older QEMU ends when the stream breaks, and is then reported as died.
         if let (true, Some(arguments)) = (
@@ -329,7 +397,7 @@ impl Guest for QemuGuest {
         ) {
             arguments.insert("exit-on-error".into(), false.into());
         }
-        self.start_stream(channel, Command::new("migrate-incoming").with(arguments))
+        self.start_stream(stream.socket, Command::new("migrate-incoming").with(arguments))
             .await
     }
 

@@ -9,6 +9,7 @@ mod guest;
 mod logs;
 mod probe;
 mod process;
+mod psk;
 mod qmp;
 #[cfg(test)]
 mod scripted;
@@ -33,7 +34,9 @@ use self::logs::Log;
 use self::process::Process;
 use self::qmp::wire::Version;
 use self::spawn::Inherited;
-use super::{Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launch, ProcessRecord};
+use super::{
+    Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launch, ProcessRecord, StreamAbilities,
+};
 use crate::sandbox::{self, Sandbox};
 
 /// The name of QEMU's own messages in a guest's directory.
@@ -188,6 +191,10 @@ impl Hypervisor for Qemu {
                 hold_before_switchover: true,
                 keep_destination_paused: true,
                 inactivate_disks: answers.version >= SET_DISKS_ACTIVE_SINCE,
+            },
+            streams: StreamAbilities {
+                encrypts: true,
+                connections: 1,
             },
             walls_missing: namespaces.as_ref().err().into_iter().cloned().collect(),
         })

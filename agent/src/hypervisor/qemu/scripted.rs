@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use super::guest::{MONITOR_SOCKET, QemuGuest, kill};
 use super::process::Process;
-use crate::hypervisor::{Guest, GuestEventKind, HypervisorError, RunState, StreamLimits};
+use crate::hypervisor::{Guest, GuestEventKind, HypervisorError, RunState, Stream, StreamLimits};
 
 /// A guest whose process sleeps and whose monitor is a script.
 struct Scripted {
@@ -216,7 +216,7 @@ async fn older_versions_are_asked_for_what_they_have() {
         scripted.play(version, Box::new(|_, _| Some(json!({}))));
         let guest = scripted.guest().await.unwrap();
         let (near, _far) = StdUnixStream::pair().unwrap();
-        guest.receive(near.into()).await.unwrap();
+        guest.receive(Stream::plain(near)).await.unwrap();
         let commands: Vec<Value> = std::iter::from_fn(|| scripted.heard.try_recv().ok()).collect();
         let list = commands[0]["arguments"]["capabilities"]
             .as_array()
