@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use godwit_crds::quantity::memory_bytes;
-use godwit_protocol::{AGENT_PORT, TlsFiles, TrustDomain};
+use godwit_protocol::{AGENT_PORT, TrustDomain};
 use serde::{Deserialize, Deserializer};
 
 use crate::guests::{UserRange, words};
@@ -46,8 +46,13 @@ pub struct Config {
     /// The trust domain of this installation: what its identities' URIs begin with.
     #[serde(default, deserialize_with = "trust_domain")]
     pub trust_domain: TrustDomain,
-    /// The agent's identity and whom it believes.
-    pub tls: Tls,
+    /// The agent's identity and whom it believes, in files that someone else writes. Either this or
+    /// `certificateRequest`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// The agent asks the cluster's signer for its identity itself.
+    #[serde(default)]
+    pub certificate_request: Option<CertificateRequest>,
     /// How to reach the API server; left out, as a pod in the cluster.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
@@ -88,7 +93,30 @@ impl Default for PortRange {
     }
 }
 
-/// Files of the agent's identity.
+/// A certificate from the cluster's signer. The agent's own token must be bound to its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificateRequest {
+    /// The authorities that peers' certificates must come from, PEM.
+    pub ca: PathBuf,
+    /// The signer's name.
+    #[serde(default = "signer")]
+    pub signer: String,
+    /// How long a certificate shall hold, in seconds; the signer may shorten it. It is renewed at two thirds.
+    #[serde(default = "lifetime_seconds")]
+    pub lifetime_seconds: u64,
+}
+
+/// Where the agent's identity comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity<'a> {
+    /// From files.
+    Files(&'a Tls),
+    /// From the signer.
+    Request(&'a CertificateRequest),
+}
+
+/// Files of the agent's identity, read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tls {
@@ -182,6 +210,14 @@ fn listen() -> SocketAddr {
     SocketAddr::from(([0u16; 8], AGENT_PORT))
 }
 
+fn signer() -> String {
+    "godwit.dev/agent".into()
+}
+
+fn lifetime_seconds() -> u64 {
+    86_400
+}
+
 fn state_directory() -> PathBuf {
     "/var/lib/godwit".into()
 }
@@ -246,12 +282,12 @@ impl Config {
         serde_saphyr::from_str(text).map_err(|e| e.to_string())
     }
 
-    /// The TLS files, as the protocol takes them.
-    pub fn tls_files(&self) -> TlsFiles {
-        TlsFiles {
-            authorities: self.tls.ca.clone(),
-            chain: self.tls.certificate.clone(),
-            key: self.tls.key.clone(),
+    /// Where the agent's identity comes from.
+    pub fn identity(&self) -> Option<Identity<'_>> {
+        match (&self.tls, &self.certificate_request) {
+            (Some(tls), None) => Some(Identity::Files(tls)),
+            (None, Some(request)) => Some(Identity::Request(request)),
+            (Some(_), Some(_)) | (None, None) => None,
         }
     }
 
@@ -336,6 +372,30 @@ impl Config {
         expect("namespace", words::is_label(&self.namespace), || {
             format!("{:?} is not a namespace's name", self.namespace)
         })?;
+        expect("tls", self.identity().is_some(), || {
+            "give either `tls` or `certificateRequest`".into()
+        })?;
+        if let Some(request) = &self.certificate_request {
+            expect(
+                "certificateRequest.signer",
+                request
+                    .signer
+                    .split_once('/')
+                    .is_some_and(|(domain, path)| words::is_name(domain) && words::is_name(path)),
+                || {
+                    format!(
+                        "{:?} is not a signer's name, as godwit.dev/agent is",
+                        request.signer
+                    )
+                },
+            )?;
+            // The API server's own bounds.
+            expect(
+                "certificateRequest.lifetimeSeconds",
+                (600..=7_862_400).contains(&request.lifetime_seconds),
+                || "give between 600 (ten minutes) and 7862400 (91 days)".into(),
+            )?;
+        }
         expect("qemu.binary", !self.qemu.binary.as_os_str().is_empty(), || {
             "give a program".into()
         })?;
@@ -470,6 +530,37 @@ memoryReserve: 2Gi
                 first: 70000,
                 count: 10
             }
+        );
+    }
+
+    #[test]
+    fn an_identity_comes_from_files_or_from_the_signer() {
+        let files = read(SMALLEST).unwrap();
+        assert!(matches!(files.identity(), Some(Identity::Files(tls)) if tls.key.ends_with("key.pem")));
+        let without = SMALLEST.lines().filter(|line| !line.starts_with("tls:"));
+        let without: String = without.map(|line| line.to_owned() + "\n").collect();
+        let field = |text: &str| match read(text) {
+            Err(ConfigError::Field { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(field(&without), "tls");
+        let asking = without + "certificateRequest: {ca: /trust/ca.crt}\n";
+        match read(&asking).unwrap().identity() {
+            Some(Identity::Request(request)) => {
+                assert_eq!(
+                    (request.signer.as_str(), request.lifetime_seconds),
+                    ("godwit.dev/agent", 86_400)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        let both = format!("{SMALLEST}certificateRequest: {{ca: /trust/ca.crt}}\n");
+        assert_eq!(field(&both), "tls");
+        let with = |more: &str| asking.replace("ca.crt}", &format!("ca.crt, {more}}}"));
+        assert_eq!(field(&with("signer: agent")), "certificateRequest.signer");
+        assert_eq!(
+            field(&with("lifetimeSeconds: 599")),
+            "certificateRequest.lifetimeSeconds"
         );
     }
 

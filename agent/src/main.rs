@@ -15,6 +15,7 @@ use godwit_agent::host::publisher::HostFacts;
 use godwit_agent::host::{Health, Publisher, RecordReader, RecordWriter, api};
 use godwit_agent::hypervisor::Hypervisor;
 use godwit_agent::hypervisor::qemu::{self, AcceleratorChoice, Qemu, QemuConfig};
+use godwit_agent::identity;
 use godwit_agent::migration::{self, Drivers, Migrations};
 use godwit_agent::pools::Pools;
 use godwit_agent::server::AgentService;
@@ -22,7 +23,7 @@ use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
-use godwit_protocol::{ClientTls, CurrentCredentials, PeerIdentity, ServerTls};
+use godwit_protocol::{ClientTls, PeerIdentity, ServerTls};
 use rustix::process::{Resource, Rlimit, geteuid, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -134,18 +135,6 @@ fn begin(config: Config) -> anyhow::Result<()> {
 async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     watch_signals(stop.clone())?;
-    let credentials = config
-        .tls_files()
-        .load(&config.trust_domain)
-        .context("load the certificate")?;
-    let credentials = CurrentCredentials::new(credentials);
-    match credentials.identity() {
-        PeerIdentity::Host(host) if *host == config.host => {}
-        other @ (PeerIdentity::Host(_) | PeerIdentity::Controller) => bail!(
-            "the certificate is that of {other}, and this is host {}",
-            config.host
-        ),
-    }
     let boot_id = process::boot_id().context("read the boot id")?;
     let client = api::client(config.kubeconfig.as_deref()).await?;
     let pools = Pools::new(config.pools.clone(), config.block_devices.clone());
@@ -171,6 +160,17 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let health = Health::look(hypervisor, guests.clone()).await;
     guests.recover().await.context("find the guests again")?;
     let migrations = roles(&config, &boot_id, &guests, RecordReader::new(client.clone())).await?;
+
+    // The signer may be long in coming: the guests are looked after before.
+    let (credentials, keeper) = identity::source(&config, &client)
+        .context("no identity is configured")?
+        .open(
+            &PeerIdentity::Host(config.host.clone()),
+            &config.trust_domain,
+            &stop,
+        )
+        .await
+        .context("get the certificate")?;
 
     let drivers = Drivers::new(
         migrations.clone(),
@@ -204,8 +204,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let publisher = Publisher::new(client, host, guests.clone(), migrations.clone(), health.seen());
     tasks.spawn(publisher.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
+    tasks.spawn(keeper.run(stop.clone()));
     tasks.close();
-    let service = AgentService::new(config.host, boot_id, guests, drivers, stop.clone());
+    let service = AgentService::new(
+        config.host,
+        boot_id,
+        guests,
+        drivers,
+        credentials.clone(),
+        stop.clone(),
+    );
     let mut serving = tokio::spawn(serve(
         listener,
         ServerTls::new(credentials),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
-use godwit_protocol::{ClientTls, TlsError, TlsFiles};
+use godwit_identity::{OpenError, Source};
+use godwit_protocol::{ClientTls, PeerIdentity, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -45,7 +46,7 @@ pub enum RunError {
     Client(#[from] kube::Error),
     /// The certificates.
     #[error("the certificates cannot be used")]
-    Tls(#[from] TlsError),
+    Tls(#[from] OpenError),
     /// The health endpoint.
     #[error("--health-listen cannot be opened")]
     Health(#[source] std::io::Error),
@@ -63,7 +64,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         chain: config.tls_certificate.clone(),
         key: config.tls_key.clone(),
     };
-    let tls = ClientTls::load(&files, &config.trust_domain)?;
+    let (credentials, keeper) = Source::Files(files)
+        .open(&PeerIdentity::Controller, &config.trust_domain, &shutdown)
+        .await?;
+    let tls = ClientTls::new(credentials);
+    tokio::spawn(keeper.run(shutdown.clone()));
     let health = Arc::new(Health::default());
     if let Some(address) = config.health_listen {
         let listener = health::listen(address).await.map_err(RunError::Health)?;

@@ -7,7 +7,7 @@
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
@@ -15,12 +15,13 @@ use godwit_handover::Terms;
 use godwit_protocol::gate::Peer;
 use godwit_protocol::guest::{GuestAnswer, GuestName, GuestState, StartGuest, stop_request};
 use godwit_protocol::server::hello_reply;
-use godwit_protocol::{Category, Fault, Order, OrderAnswer, Update, authority, wire};
+use godwit_protocol::{Category, CurrentCredentials, Fault, Order, OrderAnswer, Update, authority, wire};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use crate::guests::{Definition, GuestError, GuestIdentity, GuestView, Guests, StartRequest, words};
+use crate::identity::check_order;
 
 /// A stream of a migration's states.
 pub type Updates = Pin<Box<dyn Stream<Item = Update> + Send>>;
@@ -47,6 +48,7 @@ pub struct AgentService<R> {
     boot_id: String,
     guests: Guests,
     roles: Arc<R>,
+    certificate: CurrentCredentials,
     /// Ends the watches when the agent stops serving.
     stopping: CancellationToken,
 }
@@ -57,12 +59,14 @@ const SILENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration:
 pub const PROGRAM: &str = concat!("godwit-agent/", env!("CARGO_PKG_VERSION"));
 
 impl<R: Roles> AgentService<R> {
-    /// A service for this host's guests and migrations. `stopping` ends its watches.
+    /// A service for this host's guests and migrations, which begin only while the certificate lasts for them.
+    /// `stopping` ends its watches.
     pub fn new(
         host: String,
         boot_id: String,
         guests: Guests,
         roles: R,
+        certificate: CurrentCredentials,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -70,6 +74,7 @@ impl<R: Roles> AgentService<R> {
             boot_id,
             guests,
             roles: Arc::new(roles),
+            certificate,
             stopping,
         })
     }
@@ -206,6 +211,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         let (terms, order) = Order::from_request(request.into_inner()).map_err(Fault::from)?;
         self.check_side(&terms, &order)?;
         authority::may_order(&caller, &terms, &order)?;
+        check_order(&order, &self.host, &self.certificate.get(), SystemTime::now())?;
         info!(migration = %terms.migration, guest = %terms.guest, order = order.name(), "ordered");
         let answer = self.roles.order(terms, order).await?;
         Ok(Response::new(answer.into()))

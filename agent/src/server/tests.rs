@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use godwit_handover::{Cause, DestinationReport, Terms};
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{
-    AgentClient, Category, ClientTls, Fault, GuestName, Order, OrderAnswer, PeerIdentity, ServerTls, Side,
-    StartGuest, TlsFiles, TrustDomain, Update,
+    AgentClient, Category, ClientTls, CurrentCredentials, Fault, GuestName, Order, OrderAnswer, PeerIdentity,
+    ServerTls, Side, StartGuest, TlsFiles, TrustDomain, Update,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -143,10 +143,18 @@ impl Served {
         guests.set_facts(Some(facts()));
         guests.recover().await.unwrap();
         let (roles, stop) = (FakeRoles::default(), CancellationToken::new());
-        let service = AgentService::new("here".into(), "boot".into(), guests, roles.clone(), stop.clone());
+        let credentials = CurrentCredentials::new(host.load(&TrustDomain::default()).unwrap());
+        let service = AgentService::new(
+            "here".into(),
+            "boot".into(),
+            guests,
+            roles.clone(),
+            credentials.clone(),
+            stop.clone(),
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
-        let tls = ServerTls::load(&host, &TrustDomain::default()).unwrap();
+        let tls = ServerTls::new(credentials);
         let shutdown = stop.clone().cancelled_owned();
         let serving = tokio::spawn(async move {
             serve(listener, tls, Limits::default(), service, shutdown)

@@ -159,6 +159,9 @@ pub fn advice(reason: Reason) -> &'static str {
         }
         Reason::DriverLost => "Check the controller; try again.",
         Reason::CertificateRejected => "Renew the certificate; check the clocks of the hosts.",
+        Reason::CertificateEndsTooSoon => {
+            "See in that agent's log why its certificate is not renewed; the clock may be wrong. Then try again."
+        }
         Reason::ProtocolVersionUnsupported => "Upgrade the older program.",
         Reason::NotAllowed => "Check which account and certificate the controller uses.",
         Reason::StaleEpoch => "Look at the GuestRecord if it repeats.",
