@@ -14,4 +14,5 @@ pub mod server;
 pub mod state;
 pub mod taps;
 pub mod tickets;
+pub mod tickets;
 pub mod tun;

@@ -20,7 +20,7 @@
 mod keys;
 mod published;
 
-use aws_lc_rs::rand;
+use aws_lc_rs::{digest, rand};
 use godwit_handover::Terms;
 
 use crate::convert;
@@ -28,7 +28,7 @@ use crate::error::{Category, Fault};
 use crate::reason;
 
 pub use keys::{KeyError, KeyId, MOST_KEYS, PublicKey, PublicKeys, SigningKey};
-pub use published::{LONGEST_PUBLISHED, PublishedError};
+pub use published::{LONGEST_PUBLISHED, PUBLISHED_IN, PUBLISHED_UNDER, PublishedError};
 
 /// How long a ticket can be used, in seconds: from the order to drive a migration to the destination's Prepare. A
 /// migration that has been taken on needs none.
@@ -353,6 +353,18 @@ impl Ticket {
             Some((_, why)) => Err(why),
             None => Ok(()),
         }
+    }
+
+    /// Tells a ticket's bytes from every other's: their SHA-256.
+    pub fn digest(bytes: &[u8]) -> [u8; 32] {
+        let mut digest = [0; 32];
+        for (to, from) in digest
+            .iter_mut()
+            .zip(digest::digest(&digest::SHA256, bytes).as_ref())
+        {
+            *to = *from;
+        }
+        digest
     }
 
     /// From when on it is refused for its age alone, so that nobody need remember it any more; Unix time in seconds by

@@ -64,7 +64,17 @@ pub fn journal_reason(error: &JournalError) -> &'static str {
 
 /// A journal that cannot be written or read.
 pub fn journal(error: &JournalError) -> Fault {
-    Fault::new(Category::Unavailable, journal_reason(error), error.to_string())
+    let category = match error {
+        // The host lacks room: that is told at once, and nobody waits for it with a migration that has not begun.
+        JournalError::DiskFull { .. } => Category::Lacking,
+        JournalError::Newer { .. }
+        | JournalError::Damaged { .. }
+        | JournalError::Foreign { .. }
+        | JournalError::Broken { .. }
+        | JournalError::Full { .. }
+        | JournalError::System { .. } => Category::Unavailable,
+    };
+    Fault::new(category, journal_reason(error), error.to_string())
 }
 
 /// A channel that cannot be opened.

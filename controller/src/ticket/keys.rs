@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 
-use godwit_protocol::ticket::KeyError;
+use godwit_protocol::ticket::{KeyError, PUBLISHED_IN, PUBLISHED_UNDER};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
@@ -17,10 +17,6 @@ use crate::apply::within;
 pub const SECRET: &str = "godwit-ticket-key";
 /// Under which key of its data.
 pub const KEPT_UNDER: &str = "keys";
-/// The ConfigMap with the keys that tickets are checked by.
-pub const PUBLISHED: &str = "godwit-ticket-keys";
-/// Under which key of its data.
-pub const PUBLISHED_UNDER: &str = "keys";
 
 /// How often one change is tried when others write at the same time.
 const ATTEMPTS: usize = 5;
@@ -76,9 +72,9 @@ impl Keys {
     async fn try_turn(&self, now: u64) -> Result<Option<Ring>, KeysError> {
         // The publication is read first and written last: if it has not changed in between, no other controller has
         // published a ring that is newer than the one read here.
-        let published = match read(PUBLISHED, self.published.get_opt(PUBLISHED)).await? {
+        let published = match read(PUBLISHED_IN, self.published.get_opt(PUBLISHED_IN)).await? {
             Some(published) => published,
-            None => return Err(KeysError::Missing(PUBLISHED)),
+            None => return Err(KeysError::Missing(PUBLISHED_IN)),
         };
         let Some(mut secret) = read(SECRET, self.secrets.get_opt(SECRET)).await? else {
             return Err(KeysError::Missing(SECRET));
@@ -104,7 +100,7 @@ impl Keys {
                 binary_data: None,
                 ..published
             };
-            if !write(PUBLISHED, &self.published, &publication).await? {
+            if !write(PUBLISHED_IN, &self.published, &publication).await? {
                 return Ok(None);
             }
         }

@@ -3,6 +3,10 @@
 
 use super::keys::{MOST_KEYS, PublicKey, PublicKeys};
 
+/// The ConfigMap of godwit's namespace in which they are published.
+pub const PUBLISHED_IN: &str = "godwit-ticket-keys";
+/// Under which key of its data.
+pub const PUBLISHED_UNDER: &str = "keys";
 /// The longest publication, in bytes.
 pub const LONGEST_PUBLISHED: usize = MOST_KEYS * 96;
 const KIND: &str = "ed25519";

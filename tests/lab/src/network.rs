@@ -13,8 +13,8 @@ use anyhow::{Context as _, bail};
 
 use crate::cache;
 
-/// The network of a run.
-#[derive(Debug)]
+/// The network of a run; a copy is the same network.
+#[derive(Clone, Debug)]
 pub struct Network {
     number: u8,
     hosts: usize,
@@ -177,8 +177,8 @@ impl Network {
         Ok(())
     }
 
-    /// Has what a host is sent on its migration ports vanish, or takes it again: only guest memory does not get
-    /// through.
+    /// Has what a host sends to the migration ports of others vanish, or sends it again: only guest memory does not
+    /// get through.
     ///
     /// # Errors
     /// When hosts have no network of their own, or `ip` refuses.
@@ -187,7 +187,7 @@ impl Network {
         let deed = if vanishes { "add" } else { "del" };
         let (first, last) = crate::hosts::MIGRATION_PORTS;
         ip(&format!(
-            "-n {name} rule {deed} iif eth0 ipproto tcp dport {first}-{last} blackhole"
+            "-n {name} rule {deed} ipproto tcp dport {first}-{last} blackhole"
         ))
     }
 

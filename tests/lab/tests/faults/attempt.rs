@@ -13,7 +13,7 @@ use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use crate::guest::{Guest, until};
+use crate::guest::{Guest, PATIENCE, until, until_within};
 
 /// A migration.
 pub struct Attempt {
@@ -103,8 +103,13 @@ impl Attempt {
 
     /// Waits for its end. A wait for a decision that lasts is an error: all that these cases break comes back.
     pub async fn ended(&self, lab: &Lab) -> anyhow::Result<Ended> {
+        self.ended_within(lab, PATIENCE).await
+    }
+
+    /// The same where a deadline of godwit's own has to run out first.
+    pub async fn ended_within(&self, lab: &Lab, patience: Duration) -> anyhow::Result<Ended> {
         let mut last = VirtualMachineMigrationStatus::default();
-        let outcome = until("the migration ends", async || {
+        let outcome = until_within(patience, "the migration ends", async || {
             last = self.status(lab).await?;
             let is = |name: &str| condition(&last, name).filter(|c| c.status == ConditionStatus::True);
             if let Some(succeeded) = is("Succeeded") {
@@ -213,7 +218,7 @@ pub async fn when_journaled<T: Send + 'static>(
 ) -> anyhow::Result<T> {
     let wanted = format!("\"{entry}\"");
     let wait = tokio::task::spawn_blocking(move || {
-        let deadline = std::time::Instant::now() + crate::guest::PATIENCE;
+        let deadline = std::time::Instant::now() + PATIENCE;
         while !std::fs::read(&journal).is_ok_and(|bytes| contains(&bytes, wanted.as_bytes())) {
             ensure!(
                 std::time::Instant::now() < deadline,

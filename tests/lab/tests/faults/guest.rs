@@ -38,17 +38,23 @@ pub struct Guest {
 }
 
 /// Waits until `look` finds something.
-pub async fn until<T>(
+pub async fn until<T>(what: &str, look: impl AsyncFnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    until_within(PATIENCE, what, look).await
+}
+
+/// Waits for what takes longer by its nature.
+pub async fn until_within<T>(
+    patience: Duration,
     what: &str,
     mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = look().await? {
             return Ok(found);
         }
         if Instant::now() > deadline {
-            bail!("not within {PATIENCE:?}: {what}");
+            bail!("not within {patience:?}: {what}");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

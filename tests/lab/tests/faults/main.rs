@@ -12,9 +12,11 @@ mod acts;
 mod attempt;
 mod crashes;
 mod early;
+mod full;
 mod guest;
 mod input;
 mod lacking;
+mod links;
 mod strangers;
 
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ use crashes::{
     source_hypervisor_killed_before_go_unsealed, source_hypervisor_killed_in_pre_copy,
 };
 use early::{anybody_killed_in_begin, anybody_killed_in_prepare};
+use full::{a_full_disk_at_the_beginning_is_named, full_disks_while_memory_travels};
 use godwit_lab::{LabOptions, cases};
 use input::{
     a_certificate_of_another_authority_is_rejected, a_certificate_of_another_host_is_rejected,
@@ -44,6 +47,12 @@ use input::{
 use lacking::{
     a_missing_bridge_is_named, a_missing_machine_type_or_cpu_model_is_named, a_missing_pool_or_disk_is_named,
     a_process_in_the_guests_place_is_left_alone,
+};
+use links::{
+    a_broken_link_at_any_moment, a_cable_is_pulled_while_memory_travels,
+    a_destination_is_out_of_reach_when_go_is_said, a_destination_that_stays_away_is_given_up,
+    a_host_is_out_of_reach_while_memory_travels, memory_does_not_arrive_at_the_switchover,
+    memory_that_does_not_arrive_any_more_is_given_up,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
 
@@ -72,6 +81,11 @@ fn main() -> ExitCode {
             the_guest_resets,
             anybody_killed_in_begin,
             anybody_killed_in_prepare,
+            a_full_disk_at_the_beginning_is_named,
+            full_disks_while_memory_travels,
+            a_cable_is_pulled_while_memory_travels,
+            memory_does_not_arrive_at_the_switchover,
+            a_destination_is_out_of_reach_when_go_is_said,
             source_hypervisor_killed_in_pre_copy,
             destination_hypervisor_killed_in_pre_copy,
             source_agent_killed_in_pre_copy,
@@ -94,7 +108,12 @@ fn main() -> ExitCode {
             destination_agent_killed_after_cont,
             source_agent_restarted_at_any_moment,
             destination_agent_restarted_at_any_moment,
-            controller_restarted_at_any_moment,
+            controller_restarted_at_any_moment;
+            long:
+            a_host_is_out_of_reach_while_memory_travels,
+            memory_that_does_not_arrive_any_more_is_given_up,
+            a_destination_that_stays_away_is_given_up,
+            a_broken_link_at_any_moment,
         ],
     )
 }
