@@ -11,6 +11,12 @@ use crate::server::{create, eventually, send, set, try_create};
 
 /// Asks the API server whether a user may do something.
 async fn may(client: &Client, user: &str, verb: &str, resource: &str, namespace: &str) -> bool {
+    may_with(client, user, verb, (resource, "some"), namespace).await
+}
+
+/// The same for the object of that name.
+async fn may_with(client: &Client, user: &str, verb: &str, what: (&str, &str), namespace: &str) -> bool {
+    let (resource, name) = what;
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
     let mut groups = vec!["system:authenticated".to_owned()];
@@ -23,7 +29,7 @@ async fn may(client: &Client, user: &str, verb: &str, resource: &str, namespace:
         "kind": "SubjectAccessReview",
         "spec": {"user": user, "groups": groups, "resourceAttributes": {
             "verb": verb, "group": group, "resource": resource, "subresource": subresource,
-            "namespace": namespace, "name": "some",
+            "namespace": namespace, "name": name,
         }},
     });
     let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
@@ -87,6 +93,25 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
                 let expected = verbs.split(' ').any(|word| word == verb);
                 let allowed = may(&client, &user, verb, resource, namespace).await;
                 assert_eq!(allowed, expected, "{account}: {verb} {resource} in “{namespace}”");
+            }
+        }
+    }
+    // Two objects by name, in godwit's own namespace: what signs tickets is the controller's alone.
+    for (what, controller, agent) in [
+        (("secrets", "godwit-ticket-key"), "get update", ""),
+        (("configmaps", "godwit-ticket-keys"), "get update", "get"),
+    ] {
+        for (account, verbs) in [
+            (chart::CONTROLLER_ACCOUNT, controller),
+            (chart::AGENT_ACCOUNT, agent),
+        ] {
+            let user = format!("system:serviceaccount:{}:{account}", chart::NAMESPACE);
+            for verb in VERBS {
+                let expected = verbs.split(' ').any(|word| word == verb);
+                let allowed = may_with(&client, &user, verb, what, chart::NAMESPACE).await;
+                assert_eq!(allowed, expected, "{account}: {verb} {what:?}");
+                let elsewhere = may_with(&client, &user, verb, what, "default").await;
+                assert!(!elsewhere, "{account}: {verb} {what:?} elsewhere");
             }
         }
     }
@@ -190,6 +215,37 @@ pub async fn r13_the_chart_says_who_else_may_migrate(lab: &mut Lab) -> anyhow::R
             as_said.then_some(())
         })
         .await;
+    }
+    Ok(())
+}
+
+/// The chart makes the keys' objects empty, the controller fills them, and no upgrade empties them again.
+pub async fn an_upgrade_keeps_what_the_controller_wrote(lab: &mut Lab) -> anyhow::Result<()> {
+    let controller = lab.controller_client().await?;
+    let namespace = format!("/api/v1/namespaces/{}", chart::NAMESPACE);
+    let objects = [
+        (
+            format!("{namespace}/secrets/godwit-ticket-key"),
+            json!("c29tZQ=="),
+        ),
+        (
+            format!("{namespace}/configmaps/godwit-ticket-keys"),
+            json!("some"),
+        ),
+    ];
+    let mut before = Vec::new();
+    for (path, text) in &objects {
+        let mut object = send(&controller, "GET", path, None).await.accepted();
+        before.push(object.clone());
+        set(&mut object, "/data/keys", text.clone());
+        send(&controller, "PUT", path, Some(&object)).await.accepted();
+    }
+    upgrade(lab, "userRoles.editorsMayMigrate=false").await?;
+    for ((path, text), mut before) in objects.iter().zip(before) {
+        let after = send(&controller, "GET", path, None).await.accepted();
+        assert_eq!(after["data"]["keys"], *text, "{path}");
+        before["metadata"]["resourceVersion"] = Value::Null;
+        send(&controller, "PUT", path, Some(&before)).await.accepted();
     }
     Ok(())
 }
