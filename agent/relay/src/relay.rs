@@ -20,6 +20,9 @@ use channels::Channels;
 /// The longest that an agent may keep the relay from telling it something. It has room for hundreds of messages first.
 const AGENT_TAKES: Duration = Duration::from_secs(1);
 
+/// Between two attempts to take an agent's connection, if the first fails.
+const BREATHER: Duration = Duration::from_millis(100);
+
 /// Why a relay cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -106,12 +109,11 @@ pub fn run(listener: &UnixListener, limits: Limits) -> Result<(), Failure> {
         let mut scrap = [0; 64];
         let _ = rustix::net::recv(&woken, &mut scrap, rustix::net::RecvFlags::DONTWAIT);
         match listener.accept() {
-            Ok((stream, _)) => take_agent(&relay, stream)?,
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
-                }
-                _ => return Err(error.into()),
-            },
+            // An agent that cannot be served sees that its connection is closed, and comes again.
+            Ok((stream, _)) => drop(take_agent(&relay, stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Out of descriptors, say. Streams go on; an agent waits until it is over.
+            Err(_) => std::thread::sleep(BREATHER),
         }
     }
     Ok(())

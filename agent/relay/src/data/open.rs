@@ -45,13 +45,13 @@ pub(crate) fn connect(
     limits: &Limits,
 ) -> Result<Open, OpenFailure> {
     let deadline = Instant::now() + limits.opening;
-    let socket =
-        TcpStream::connect_timeout(&destination, remaining(deadline)?).map_err(|error| {
-            match error.kind() {
-                ErrorKind::TimedOut => OpenFailure::Deadline,
-                _ => OpenFailure::Connect(short(&error)),
-            }
-        })?;
+    let socket = TcpStream::connect_timeout(&destination, remaining(deadline)?).map_err(|error| {
+        if error.kind() == ErrorKind::TimedOut {
+            OpenFailure::Deadline
+        } else {
+            OpenFailure::Connect(short(&error))
+        }
+    })?;
     socket::prepare(&socket, limits.silence).map_err(|error| OpenFailure::Connect(short(&error)))?;
     let name = ServerName::try_from(server_name(header.migration))
         .map_err(|error| OpenFailure::Handshake(short(&error)))?;
@@ -129,10 +129,11 @@ fn remaining(deadline: Instant) -> Result<Duration, OpenFailure> {
 }
 
 fn lost(error: &io::Error) -> OpenFailure {
-    match error.kind() {
-        // The socket's own time limit is the deadline.
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => OpenFailure::Deadline,
-        _ => OpenFailure::Lost(short(error)),
+    // The socket's own time limit is the deadline.
+    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+        OpenFailure::Deadline
+    } else {
+        OpenFailure::Lost(short(error))
     }
 }
 
@@ -172,9 +173,8 @@ impl Opening {
 
     /// Tells the other side what was wrong with what it said, as far as TLS has a word for it.
     fn fail(&mut self, error: &SessionError) -> OpenFailure {
-        let mut alert = vec![0; Session::sealed_size(0)];
-        let length = self.session.alert(&mut alert);
-        if self.send(alert.get(..length).unwrap_or_default()).is_ok() {
+        let alert = self.session.pending();
+        if self.send(&alert).is_ok() {
             self.farewell();
         }
         OpenFailure::Handshake(short(error))
@@ -184,12 +184,8 @@ impl Opening {
         loop {
             match self.step()? {
                 Step::Handshake => self.receive()?,
-                Step::Open => break,
-                Step::Ended => {
-                    return Err(OpenFailure::Lost(
-                        "it ended the connection during the handshake".to_owned(),
-                    ));
-                }
+                // A short stream may be over before its header is judged.
+                Step::Open | Step::Ended => break,
             }
         }
         if self.session.alpn() != Some(ALPN_TUNNEL) {

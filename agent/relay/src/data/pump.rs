@@ -72,11 +72,17 @@ pub(crate) fn carry(open: Open, hypervisor: &UnixStream, counters: &Counters) ->
         let receiving = std::thread::Builder::new()
             .name("receive".to_owned())
             .stack_size(STACK)
-            .spawn_scoped(scope, || wires.receive(inbox, early, ended));
+            .spawn_scoped(scope, || {
+                let whole = Whole(&wires);
+                wires.receive(inbox, early, ended);
+                drop(whole);
+            });
+        let whole = Whole(&wires);
         match receiving {
             Ok(_) => wires.send(),
             Err(error) => wires.cut(Side::Hypervisor, short(&error)),
         }
+        drop(whole);
     });
     let cut = lock(&wires.cut).take();
     Over {
@@ -84,6 +90,17 @@ pub(crate) fn carry(open: Open, hypervisor: &UnixStream, counters: &Counters) ->
             None => Ending::End,
             Some((side, why)) => Ending::Cut { side, why },
         },
+    }
+}
+
+/// Breaks a channel one of whose threads panics, so that the other does not wait for it.
+struct Whole<'a>(&'a Wires<'a>);
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cut(Side::Peer, "the relay has failed".to_owned());
+        }
     }
 }
 
@@ -194,10 +211,8 @@ impl Wires<'_> {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        let mut alert = vec![0; Session::sealed_size(0)];
-        let length = lock(&self.session).alert(&mut alert);
-        let alert = alert.get(..length).unwrap_or_default();
-        let _ = rustix::net::send(self.peer, alert, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        let alert = lock(&self.session).pending();
+        let _ = rustix::net::send(self.peer, &alert, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         drop(sending);
     }
 }

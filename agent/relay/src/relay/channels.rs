@@ -161,6 +161,7 @@ fn begin_opening(
     let channel = opening.channel;
     let shared = Arc::clone(relay);
     let opened = thread("send", move || {
+        let settled = Settled(&shared, Some(channel));
         let header = Header {
             migration: way.migration,
             channel,
@@ -170,6 +171,7 @@ fn begin_opening(
             Ok(open) => carry(&shared, channel, open, &hypervisor),
             Err(failure) => fail(&shared, channel, failure),
         }
+        drop(settled);
     });
     opened.map_err(|error| {
         let failure = OpenFailure::Lost(data::short(&error));
@@ -268,16 +270,17 @@ pub(super) fn arrived(relay: &Arc<Relay>, socket: TcpStream, read: Vec<u8>) -> R
 }
 
 fn take(relay: &Relay, socket: TcpStream, read: &[u8], trust: &Trust) {
-    let mut judged = false;
+    let mut settled = Settled(relay, None);
     let accepted = data::accept(socket, read, trust, &relay.limits, |header, deadline| {
-        judged = true;
         admit(relay, header, deadline)
     });
-    if !judged {
-        relay.channels().book.arrived();
-    }
+    // Admitted, it is a channel that is being opened; not admitted, it is nothing any more.
+    relay.channels().book.arrived();
     match accepted {
-        Ok((open, (channel, hypervisor))) => carry(relay, channel, open, &hypervisor),
+        Ok((open, (channel, hypervisor))) => {
+            settled.1 = Some(channel);
+            carry(relay, channel, open, &hypervisor);
+        }
         Err((failure, Some((channel, _)))) => fail(relay, channel, failure),
         Err((failure, None)) => {
             relay.channels().book.reject();
@@ -293,7 +296,6 @@ fn admit(
     deadline: Instant,
 ) -> Result<(Channel, UnixStream), Refusal> {
     let mut channels = relay.channels();
-    channels.book.arrived();
     let channel = channels.book.admit(header)?;
     let place = channels.places.remove(&channel);
     drop(channels);
@@ -329,6 +331,21 @@ fn carry(relay: &Relay, channel: Channel, open: Open, hypervisor: &UnixStream) {
         ending,
     }));
     relay.wake();
+}
+
+/// Settles what becomes of a connection whose thread panics.
+struct Settled<'a>(&'a Relay, Option<Channel>);
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let failure = OpenFailure::Lost("the relay has failed".to_owned());
+            match self.1 {
+                Some(channel) => fail(self.0, channel, failure),
+                None => self.0.channels().book.arrived(),
+            }
+        }
+    }
 }
 
 fn fail(relay: &Relay, channel: Channel, failure: OpenFailure) {

@@ -4,7 +4,7 @@
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 
 /// What TLS adds to a record of at most 16 KiB: header, kind of content, tag; and some to spare.
 const RECORD_EXTRA: usize = 64;
@@ -106,6 +106,7 @@ pub(crate) enum Step {
 trait Records {
     type Data;
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn has_something_to_send(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -113,12 +114,20 @@ impl Records for UnbufferedClientConnection {
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(input)
     }
+
+    fn has_something_to_send(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Records for UnbufferedServerConnection {
     type Data = rustls::server::ServerConnectionData;
     fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(input)
+    }
+
+    fn has_something_to_send(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -143,13 +152,14 @@ struct Aside {
     rest: Vec<u8>,
     /// The peer has ended its direction.
     ended: bool,
+    /// It is no use any more. The library must not be shown again what it choked on.
+    failed: bool,
 }
 
 /// What to do to the sending direction.
 enum Seal<'a> {
     Data(&'a [u8]),
     End,
-    Alert,
 }
 
 impl Session {
@@ -183,7 +193,7 @@ impl Session {
     /// Takes all that can be taken of what was received, and appends the plaintext in it.
     ///
     /// # Errors
-    /// [`SessionError`]: the connection is no use any more. [`Session::alert`] may have something to send.
+    /// [`SessionError`]: the connection is no use any more. [`Session::pending`] may have a word for the peer.
     pub(crate) fn open(&mut self, inbox: &mut Inbox, plain: &mut Vec<u8>) -> Result<Step, SessionError> {
         match &mut self.connection {
             Connection::Client(connection) => open(connection, &mut self.state, inbox, plain),
@@ -208,13 +218,7 @@ impl Session {
         self.write(&Seal::End, sealed)
     }
 
-    /// What TLS has to say about a connection that is no use any more.
-    pub(crate) fn alert(&mut self, sealed: &mut [u8]) -> usize {
-        // Nothing can be done about an alert that cannot be made.
-        self.write(&Seal::Alert, sealed).unwrap_or_default()
-    }
-
-    /// What TLS wants to be sent during the handshake.
+    /// What TLS wants to be sent: during the handshake, or about a connection that is no use any more.
     pub(crate) fn pending(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.state.pending)
     }
@@ -237,7 +241,15 @@ fn open<C: Records>(
         let UnbufferedStatus {
             mut discard, state, ..
         } = connection.process(inbox.waiting());
-        let step = match state? {
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => {
+                aside.failed = true;
+                collect_alert(connection, aside);
+                return Err(error.into());
+            }
+        };
+        let step = match state {
             ConnectionState::ReadTraffic(mut records) => {
                 while let Some(record) = records.next_record() {
                     let record = record?;
@@ -247,11 +259,7 @@ fn open<C: Records>(
                 None
             }
             ConnectionState::EncodeTlsData(mut data) => {
-                let at = aside.pending.len();
-                aside.pending.resize(at + largest_message(), 0);
-                let room = aside.pending.get_mut(at..).unwrap_or_default();
-                let encoded = data.encode(room)?;
-                aside.pending.truncate(at + encoded);
+                encode(&mut data, &mut aside.pending)?;
                 None
             }
             ConnectionState::TransmitTlsData(data) => {
@@ -280,6 +288,28 @@ fn open<C: Records>(
     Ok(step)
 }
 
+fn encode<D>(data: &mut EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> Result<(), SessionError> {
+    let at = pending.len();
+    pending.resize(at + largest_message(), 0);
+    let encoded = data.encode(pending.get_mut(at..).unwrap_or_default())?;
+    pending.truncate(at + encoded);
+    Ok(())
+}
+
+/// What TLS wants to say about its failure. Nothing received is looked at for it.
+fn collect_alert<C: Records>(connection: &mut C, aside: &mut Aside) {
+    while connection.has_something_to_send() {
+        match connection.process(&mut []).state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                if encode(&mut data, &mut aside.pending).is_err() {
+                    return;
+                }
+            }
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
 /// No message of the handshake is longer, in the library's own bounds: a chain of certificates is the longest.
 fn largest_message() -> usize {
     128 * 1024
@@ -291,6 +321,9 @@ fn write<C: Records>(
     what: &Seal<'_>,
     sealed: &mut [u8],
 ) -> Result<usize, SessionError> {
+    if aside.failed {
+        return Err(SessionError::NotOpen);
+    }
     let mut used = aside.pending.len();
     let room = sealed
         .get_mut(..used)
@@ -301,12 +334,11 @@ fn write<C: Records>(
         let room = sealed.get_mut(used..).unwrap_or_default();
         match connection.process(&mut aside.rest).state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                return Ok(used
-                    + match what {
-                        Seal::Data(plain) => traffic.encrypt(plain, room)?,
-                        Seal::End => traffic.queue_close_notify(room)?,
-                        Seal::Alert => 0,
-                    });
+                let sealed = match what {
+                    Seal::Data(plain) => traffic.encrypt(plain, room)?,
+                    Seal::End => traffic.queue_close_notify(room)?,
+                };
+                return Ok(used + sealed);
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => used += data.encode(room)?,
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
@@ -317,17 +349,10 @@ fn write<C: Records>(
                 | ConnectionState::ReadTraffic(_)
                 | ConnectionState::ReadEarlyData(_)
                 | _,
-            ) => {
-                return match what {
-                    Seal::Data(_) | Seal::End => Err(SessionError::NotOpen),
-                    Seal::Alert => Ok(used),
-                };
-            }
+            ) => return Err(SessionError::NotOpen),
             Err(error) => {
-                return match what {
-                    Seal::Data(_) | Seal::End => Err(error.into()),
-                    Seal::Alert => Ok(used),
-                };
+                aside.failed = true;
+                return Err(error.into());
             }
         }
     }

@@ -96,9 +96,16 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
 }
 
 /// The certificate is in order, but is not the peer's.
-#[derive(Debug, thiserror::Error)]
-#[error("the certificate is not that of {0}")]
+#[derive(thiserror::Error)]
+#[error("it is not that of {0}")]
 struct OtherPeer(String);
+
+impl std::fmt::Debug for OtherPeer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // This is what the library shows of it.
+        std::fmt::Display::fmt(self, f)
+    }
+}
 
 /// Lets in the one peer, whichever side it is: a chain to a known authority first, then the name.
 #[derive(Debug)]
