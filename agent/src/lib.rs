@@ -14,5 +14,4 @@ pub mod server;
 pub mod state;
 pub mod taps;
 pub mod tickets;
-pub mod tickets;
 pub mod tun;
