@@ -36,10 +36,10 @@ use parties::{
 };
 use record::{a_record_is_checked, a_record_moves_by_the_rules_only, nobody_else_writes_records};
 use rights::{
-    an_upgrade_keeps_what_the_controller_wrote, r3_parts_have_their_rights_and_no_more,
-    r12_objects_are_linked_by_uid_within_a_namespace, r13_a_guest_goes_to_one_host_at_a_time,
-    r13_migrating_is_an_administrators_right, r13_migrations_count_against_a_quota,
-    r13_the_chart_says_who_else_may_migrate,
+    an_upgrade_keeps_what_the_controller_wrote, r2_the_controller_alone_publishes_keys_of_tickets,
+    r3_parts_have_their_rights_and_no_more, r12_objects_are_linked_by_uid_within_a_namespace,
+    r13_a_guest_goes_to_one_host_at_a_time, r13_migrating_is_an_administrators_right,
+    r13_migrations_count_against_a_quota, r13_the_chart_says_who_else_may_migrate,
 };
 
 fn main() -> ExitCode {
@@ -62,6 +62,7 @@ fn main() -> ExitCode {
             r12_objects_are_linked_by_uid_within_a_namespace,
             r13_migrating_is_an_administrators_right,
             r13_the_chart_says_who_else_may_migrate,
+            r2_the_controller_alone_publishes_keys_of_tickets,
             an_upgrade_keeps_what_the_controller_wrote,
             r13_migrations_count_against_a_quota,
             r13_a_guest_goes_to_one_host_at_a_time,

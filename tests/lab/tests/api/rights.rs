@@ -219,6 +219,49 @@ pub async fn r13_the_chart_says_who_else_may_migrate(lab: &mut Lab) -> anyhow::R
     Ok(())
 }
 
+/// Whoever publishes a key can sign tickets: the policy lets no one do it but the controller, whatever his rights.
+pub async fn r2_the_controller_alone_publishes_keys_of_tickets(lab: &mut Lab) -> anyhow::Result<()> {
+    let administrator = lab.client();
+    let maps = format!("/api/v1/namespaces/{}/configmaps", chart::NAMESPACE);
+    let at = format!("{maps}/godwit-ticket-keys");
+    let found = send(&administrator, "GET", &at, None).await.accepted();
+    let mut forged = found.clone();
+    set(&mut forged, "/data/keys", json!("ed25519 00 0"));
+    let words = "published by its controller, not by";
+    eventually("the policy takes effect", async || {
+        let answer = send(&administrator, "PUT", &format!("{at}?dryRun=All"), Some(&forged)).await;
+        answer.message().contains(words).then_some(())
+    })
+    .await;
+    let mut bytes = found.clone();
+    set(&mut bytes, "/binaryData/keys", json!("c29tZQ=="));
+    send(&administrator, "PUT", &at, Some(&bytes))
+        .await
+        .refused("other data", words);
+    // Labels are nobody's secret.
+    let mut labelled = found.clone();
+    set(&mut labelled, "/metadata/labels/some", json!("label"));
+    send(&administrator, "PUT", &at, Some(&labelled)).await.accepted();
+    // Nor is it a way round to remove it and make it anew.
+    send(&administrator, "DELETE", &at, None).await.accepted();
+    let mut anew = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "godwit-ticket-keys"},
+        "data": {"keys": "ed25519 00 0"},
+    });
+    send(&administrator, "POST", &maps, Some(&anew))
+        .await
+        .refused("made with a key in it", words);
+    set(&mut anew, "/metadata/labels", found["metadata"]["labels"].clone());
+    set(
+        &mut anew,
+        "/metadata/annotations",
+        found["metadata"]["annotations"].clone(),
+    );
+    set(&mut anew, "/data", Value::Null);
+    send(&administrator, "POST", &maps, Some(&anew)).await.accepted();
+    Ok(())
+}
+
 /// The chart makes the keys' objects empty, the controller fills them, and no upgrade empties them again.
 pub async fn an_upgrade_keeps_what_the_controller_wrote(lab: &mut Lab) -> anyhow::Result<()> {
     let controller = lab.controller_client().await?;
