@@ -87,7 +87,8 @@ pub struct Launch {
     /// Tap devices, one for each interface of the definition, in its order; already on their bridges and owned
     /// by `user`.
     pub taps: Vec<String>,
-    /// The guest's own directory on this host: sockets, logs. Exists, empty of sockets, and belongs to `user`.
+    /// The guest's own directory on this host: sockets, logs. Exists, empty of sockets, and belongs to `user`. In its
+    /// sandbox the process finds it under the same path, and no other directory but the system's.
     pub directory: PathBuf,
     /// The unprivileged user and group id to run as; `None` where the agent itself is not root.
     pub user: Option<u32>,
