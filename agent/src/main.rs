@@ -21,6 +21,8 @@ use godwit_agent::pools::Pools;
 use godwit_agent::server::AgentService;
 use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
+use godwit_agent::tickets::TicketGate;
+use godwit_agent::tickets::keys::FromConfigMap;
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{ClientTls, PeerIdentity, ServerTls};
@@ -180,6 +182,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     );
     drivers.recover().await.context("go on driving")?;
 
+    let published = FromConfigMap::new(client.clone(), &config.namespace);
+    let tickets = TicketGate::open(&config.host, &config.state_directory, Arc::new(published))
+        .context("open the memory of used tickets")?;
+
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listen on {}", config.listen))?;
@@ -205,6 +211,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(publisher.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(keeper.run(stop.clone()));
+    tasks.spawn(tickets.clone().run(stop.clone()));
     tasks.close();
     let service = AgentService::new(
         config.host,
@@ -212,6 +219,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         guests,
         drivers,
         credentials.clone(),
+        tickets,
         stop.clone(),
     );
     let mut serving = tokio::spawn(serve(

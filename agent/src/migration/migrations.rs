@@ -30,6 +30,7 @@ use super::source::{self, Message, SourceStart};
 use super::updates::{Publisher, Shown};
 use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
 use crate::hypervisor::{HypervisorError, RunState};
+use crate::tickets::Attempt;
 
 /// How long an ended migration's journal is kept: until then a repeated order about it does nothing.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -182,6 +183,18 @@ impl Migrations {
     pub fn terms(&self, migration: &str) -> Option<Terms> {
         let table = self.inner.table();
         table.known.get(migration).map(|entry| entry.terms.clone())
+    }
+
+    /// Whether this host has taken a migration on, and whether it has ended here. Ended ones are known for a day,
+    /// far longer than a ticket for them can be used.
+    pub fn attempt(&self, migration: &str) -> Attempt {
+        let table = self.inner.table();
+        match table.known.get(migration) {
+            Some(entry) if entry.is_over() => Attempt::Ended,
+            Some(_) => Attempt::UnderWay,
+            None if table.unresolved.contains_key(migration) => Attempt::UnderWay,
+            None => Attempt::Unknown,
+        }
     }
 
     /// The migrations of which this host is the destination, ended ones too.

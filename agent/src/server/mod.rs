@@ -15,13 +15,16 @@ use godwit_handover::Terms;
 use godwit_protocol::gate::Peer;
 use godwit_protocol::guest::{GuestAnswer, GuestName, GuestState, StartGuest, stop_request};
 use godwit_protocol::server::hello_reply;
-use godwit_protocol::{Category, CurrentCredentials, Fault, Order, OrderAnswer, Update, authority, wire};
+use godwit_protocol::{
+    Category, CurrentCredentials, Fault, Order, OrderAnswer, PeerIdentity, Update, authority, wire,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use crate::guests::{Definition, GuestError, GuestIdentity, GuestView, Guests, StartRequest, words};
 use crate::identity::check_order;
+use crate::tickets::{Attempt, TicketGate};
 
 /// A stream of a migration's states.
 pub type Updates = Pin<Box<dyn Stream<Item = Update> + Send>>;
@@ -40,6 +43,9 @@ pub trait Roles: Send + Sync {
 
     /// The terms of a migration that this host knows.
     fn terms(&self, migration: &str) -> Option<Terms>;
+
+    /// Whether this host has taken a migration on, and whether it has ended here.
+    fn attempt(&self, migration: &str) -> Attempt;
 }
 
 /// The agent's service.
@@ -49,6 +55,7 @@ pub struct AgentService<R> {
     guests: Guests,
     roles: Arc<R>,
     certificate: CurrentCredentials,
+    tickets: TicketGate,
     /// Ends the watches when the agent stops serving.
     stopping: CancellationToken,
 }
@@ -59,7 +66,8 @@ const SILENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration:
 pub const PROGRAM: &str = concat!("godwit-agent/", env!("CARGO_PKG_VERSION"));
 
 impl<R: Roles> AgentService<R> {
-    /// A service for this host's guests and migrations, which begin only while the certificate lasts for them.
+    /// A service for this host's guests and migrations, which begin only while the certificate lasts for them, and
+    /// at the word of another host only with a ticket.
     /// `stopping` ends its watches.
     pub fn new(
         host: String,
@@ -67,6 +75,7 @@ impl<R: Roles> AgentService<R> {
         guests: Guests,
         roles: R,
         certificate: CurrentCredentials,
+        tickets: TicketGate,
         stopping: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -75,6 +84,7 @@ impl<R: Roles> AgentService<R> {
             guests,
             roles: Arc::new(roles),
             certificate,
+            tickets,
             stopping,
         })
     }
@@ -102,6 +112,18 @@ impl<R: Roles> AgentService<R> {
             order.name(),
             self.host
         )))
+    }
+}
+
+impl<R: Roles> AgentService<R> {
+    /// A source's agent begins nothing here without the controller's ticket. Its later orders are about a migration
+    /// that this host knows then, with it as the source, or are refused as unknown.
+    async fn check_ticket(&self, caller: &PeerIdentity, terms: &Terms, order: &Order) -> Result<(), Fault> {
+        if let (PeerIdentity::Host(peer), Order::Prepare { ticket, .. }) = (caller, order) {
+            let attempt = self.roles.attempt(&terms.migration);
+            self.tickets.admit(peer, terms, ticket, attempt).await?;
+        }
+        Ok(())
     }
 }
 
@@ -211,6 +233,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         let (terms, order) = Order::from_request(request.into_inner()).map_err(Fault::from)?;
         self.check_side(&terms, &order)?;
         authority::may_order(&caller, &terms, &order)?;
+        self.check_ticket(&caller, &terms, &order).await?;
         check_order(&order, &self.host, &self.certificate.get(), SystemTime::now())?;
         info!(migration = %terms.migration, guest = %terms.guest, order = order.name(), "ordered");
         let answer = self.roles.order(terms, order).await?;

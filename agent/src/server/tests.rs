@@ -1,16 +1,18 @@
 //! The agent port over real TLS: the guests' calls as the controller makes them, and what is refused.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use godwit_handover::{Cause, DestinationReport, Terms};
 use godwit_protocol::server::{Limits, serve};
+use godwit_protocol::ticket::{Act, CLOCK_TOLERANCE, LIFETIME, PublicKey, PublicKeys, SigningKey, Ticket};
 use godwit_protocol::{
     AgentClient, Category, ClientTls, CurrentCredentials, Fault, GuestName, Order, OrderAnswer, PeerIdentity,
-    ServerTls, Side, StartGuest, TlsFiles, TrustDomain, Update,
+    ServerTls, Side, StartGuest, StreamOptions, TlsFiles, TrustDomain, Update,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -25,6 +27,8 @@ use crate::guests::{Guests, Settings};
 use crate::pools::Pools;
 use crate::sandbox::Network;
 use crate::taps::IpCommand;
+use crate::tickets::keys::{PublishedKeys, Unread};
+use crate::tickets::{Attempt, TicketGate};
 
 const UID: &str = "6f1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3e";
 const MIGRATION: &str = "0c1ad7a0-3f54-4a43-9c5e-0d8a5b1c2d3e";
@@ -35,6 +39,8 @@ struct FakeRoles {
     orders: Arc<Mutex<Vec<&'static str>>>,
     terms: Arc<Mutex<Option<Terms>>>,
     side: Arc<Mutex<Option<Side>>>,
+    /// Whether the migration has ended here.
+    ended: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -63,6 +69,27 @@ impl Roles for FakeRoles {
     fn terms(&self, _migration: &str) -> Option<Terms> {
         self.terms.lock().unwrap().clone()
     }
+
+    fn attempt(&self, _migration: &str) -> Attempt {
+        match (
+            self.orders.lock().unwrap().is_empty(),
+            self.ended.load(Ordering::Relaxed),
+        ) {
+            (true, _) => Attempt::Unknown,
+            (false, false) => Attempt::UnderWay,
+            (false, true) => Attempt::Ended,
+        }
+    }
+}
+
+/// What a controller with this one key publishes.
+struct OneKey(PublicKey);
+
+#[async_trait]
+impl PublishedKeys for OneKey {
+    async fn read(&self) -> Result<PublicKeys, Unread> {
+        Ok(PublicKeys::new(vec![self.0.clone()]).unwrap())
+    }
 }
 
 struct Served {
@@ -74,12 +101,26 @@ struct Served {
     serving: tokio::task::JoinHandle<()>,
 }
 
+fn files(directory: &Path, name: &str) -> TlsFiles {
+    let file = |suffix: &str| directory.join(format!("{name}.{suffix}"));
+    TlsFiles {
+        authorities: file("ca"),
+        chain: file("pem"),
+        key: file("key"),
+    }
+}
+
+/// The controller's.
+fn ticket_key() -> SigningKey {
+    SigningKey::from_seed(&[5; 32]).unwrap()
+}
+
 fn write_identity(
     directory: &Path,
     issuer: &CertifiedIssuer<'_, KeyPair>,
     name: &str,
     identity: &PeerIdentity,
-) -> TlsFiles {
+) {
     let key = KeyPair::generate().unwrap();
     let mut parameters = CertificateParams::default();
     parameters.subject_alt_names = vec![SanType::URI(
@@ -90,16 +131,10 @@ fn write_identity(
         ExtendedKeyUsagePurpose::ClientAuth,
     ];
     let certificate = parameters.signed_by(&key, issuer).unwrap();
-    let write = |suffix: &str, text: String| -> PathBuf {
-        let path = directory.join(format!("{name}.{suffix}"));
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    TlsFiles {
-        authorities: write("ca", issuer.pem()),
-        chain: write("pem", certificate.pem()),
-        key: write("key", key.serialize_pem()),
-    }
+    let files = files(directory, name);
+    std::fs::write(files.authorities, issuer.pem()).unwrap();
+    std::fs::write(files.chain, certificate.pem()).unwrap();
+    std::fs::write(files.key, key.serialize_pem()).unwrap();
 }
 
 impl Served {
@@ -108,22 +143,30 @@ impl Served {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let host = write_identity(
+        write_identity(
             directory.path(),
             &issuer,
             "here",
             &PeerIdentity::Host("here".into()),
         );
         write_identity(directory.path(), &issuer, "controller", &PeerIdentity::Controller);
-        write_identity(
-            directory.path(),
-            &issuer,
-            "there",
-            &PeerIdentity::Host("there".into()),
-        );
+        for other in ["there", "elsewhere"] {
+            let identity = PeerIdentity::Host(other.into());
+            write_identity(directory.path(), &issuer, other, &identity);
+        }
         std::fs::create_dir(directory.path().join("pool")).unwrap();
         std::fs::write(directory.path().join("pool/kernel"), "").unwrap();
+        Self::start(directory, FakeRoles::default()).await
+    }
 
+    /// The agent ends and another one begins with what the first has left on the disk.
+    async fn restart(self) -> Self {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+        Self::start(self.directory, self.roles).await
+    }
+
+    async fn start(directory: tempfile::TempDir, roles: FakeRoles) -> Self {
         let hypervisor: Arc<FakeHypervisor> = Arc::default();
         let settings = Settings {
             host: "here".into(),
@@ -142,14 +185,19 @@ impl Served {
         let guests = Guests::open(settings, hypervisor.clone()).unwrap();
         guests.set_facts(Some(facts()));
         guests.recover().await.unwrap();
-        let (roles, stop) = (FakeRoles::default(), CancellationToken::new());
-        let credentials = CurrentCredentials::new(host.load(&TrustDomain::default()).unwrap());
+        let stop = CancellationToken::new();
+        let host = files(directory.path(), "here").load(&TrustDomain::default());
+        let credentials = CurrentCredentials::new(host.unwrap());
+        let published = OneKey(ticket_key().public(u64::MAX).unwrap());
+        let state = directory.path().join("state");
+        let tickets = TicketGate::open("here", &state, Arc::new(published)).unwrap();
         let service = AgentService::new(
             "here".into(),
             "boot".into(),
             guests,
             roles.clone(),
             credentials.clone(),
+            tickets,
             stop.clone(),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -172,12 +220,7 @@ impl Served {
     }
 
     async fn client(&self, name: &str) -> AgentClient {
-        let file = |suffix: &str| self.directory.path().join(format!("{name}.{suffix}"));
-        let files = TlsFiles {
-            authorities: file("ca"),
-            chain: file("pem"),
-            key: file("key"),
-        };
+        let files = files(self.directory.path(), name);
         let tls = ClientTls::load(&files, &TrustDomain::default()).unwrap();
         AgentClient::connect(&self.endpoint, "here", &tls).await.unwrap()
     }
@@ -308,6 +351,117 @@ async fn the_sources_agent_drives_its_own_destination() {
             assert!(updates.next().await.is_none());
         }
     }
+}
+
+fn prepare(ticket: Vec<u8>) -> Order {
+    Order::Prepare {
+        guest: guest(),
+        definition: DEFINITION.as_bytes().to_vec(),
+        stream: StreamOptions::PLAIN,
+        ticket,
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A ticket for these terms, made some seconds ago.
+fn ticket(terms: &Terms, key: &SigningKey, ago: u64) -> Vec<u8> {
+    Ticket::new(terms.clone(), Act::Receive, now() - ago)
+        .unwrap()
+        .sign(key)
+        .unwrap()
+}
+
+#[tokio::test]
+async fn r2_the_right_host_needs_a_ticket_for_just_this() {
+    let served = Served::new().await;
+    let client = served.client("there").await;
+    let (mine, key) = (terms("there", "here"), ticket_key());
+    let other = |change: fn(&mut Terms)| {
+        let mut terms = mine.clone();
+        change(&mut terms);
+        ticket(&terms, &key, 0)
+    };
+    let lasts = LIFETIME + CLOCK_TOLERANCE;
+    let stranger = SigningKey::generate().unwrap();
+    let mut forged = ticket(&mine, &key, 0);
+    *forged.last_mut().unwrap() ^= 1;
+    let cases = [
+        (Vec::new(), "TicketMissing"),
+        (other(|t| t.migration = UID.into()), "TicketForAnother"),
+        (other(|t| t.guest = MIGRATION.into()), "TicketForAnother"),
+        (other(|t| t.source = "elsewhere".into()), "TicketForAnother"),
+        (other(|t| t.destination = "elsewhere".into()), "TicketForAnother"),
+        (other(|t| t.epoch = 2), "TicketForAnother"),
+        (ticket(&mine, &key, lasts), "TicketExpired"),
+        (forged, "TicketInvalid"),
+        (b"not a ticket".to_vec(), "TicketInvalid"),
+        (vec![1; 4096], "TicketInvalid"),
+        (ticket(&mine, &stranger, 0), "TicketKeyUnknown"),
+    ];
+    for (shown, reason) in cases {
+        let fault = client.order(&mine, &prepare(shown)).await.unwrap_err();
+        assert_eq!(
+            (fault.category, fault.reason.as_ref()),
+            (Category::Forbidden, reason),
+            "{fault}"
+        );
+    }
+    assert!(served.roles.orders.lock().unwrap().is_empty());
+    client
+        .order(&mine, &prepare(ticket(&mine, &key, 1)))
+        .await
+        .unwrap();
+    assert_eq!(*served.roles.orders.lock().unwrap(), ["Prepare"]);
+}
+
+#[tokio::test]
+async fn r2_a_ticket_is_its_sources_alone() {
+    let served = Served::new().await;
+    let (mine, key) = (terms("there", "here"), ticket_key());
+    let stolen = ticket(&mine, &key, 0);
+    let thief = served.client("elsewhere").await;
+    // In the name of the source, and in its own.
+    let fault = thief.order(&mine, &prepare(stolen.clone())).await.unwrap_err();
+    assert_eq!(fault.reason, "NotAllowed");
+    let fault = thief
+        .order(&terms("elsewhere", "here"), &prepare(stolen))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.reason, "TicketForAnother");
+    assert!(served.roles.orders.lock().unwrap().is_empty());
+    // The controller gives its orders itself.
+    let controller = served.client("controller").await;
+    controller.order(&mine, &prepare(Vec::new())).await.unwrap();
+}
+
+#[tokio::test]
+async fn r2_a_replayed_ticket_is_refused_also_after_a_restart_of_the_agent() {
+    let mut served = Served::new().await;
+    let mine = terms("there", "here");
+    let once = prepare(ticket(&mine, &ticket_key(), 0));
+    let client = served.client("there").await;
+    client.order(&mine, &once).await.unwrap();
+    // The answer may have been lost: the same again, for the same attempt, is the same.
+    client.order(&mine, &once).await.unwrap();
+    served = served.restart().await;
+    let client = served.client("there").await;
+    client.order(&mine, &once).await.unwrap();
+    // It has ended here.
+    served.roles.ended.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let client = served.client("there").await;
+        let fault = client.order(&mine, &once).await.unwrap_err();
+        assert_eq!(
+            (fault.category, fault.reason.as_ref()),
+            (Category::Forbidden, "TicketReplayed"),
+            "{fault}"
+        );
+        served = served.restart().await;
+    }
+    assert_eq!(served.roles.orders.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]

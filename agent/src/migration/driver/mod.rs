@@ -32,6 +32,7 @@ use super::migrations::Migrations;
 use crate::clock::now_micros;
 use crate::server::{Roles, Updates};
 use crate::state::StateError;
+use crate::tickets::Attempt;
 use drive::{Assignment, Word};
 use kept::{Kept, Shelf};
 
@@ -276,11 +277,13 @@ impl Roles for Drivers {
         let whole = stream::select(side, driver).scan((None, None), |(side, driver), part| {
             match part {
                 Part::Side(update) => *side = Some(update),
-                Part::Driver(driving) => *driver = driving,
+                Part::Driver(driving) => *driver = Some(driving),
                 Part::End => return std::future::ready(None),
             }
-            let update = side.clone().map(|update: Update| Update {
-                driving: driver.clone().map(Box::new),
+            // Nothing is told before both are known: what only one of them tells would be taken for the whole.
+            let update = side.clone().zip(driver.clone());
+            let update = update.map(|(update, driving): (Update, Option<Driving>)| Update {
+                driving: driving.map(Box::new),
                 ..update
             });
             std::future::ready(Some(update))
@@ -297,5 +300,9 @@ impl Roles for Drivers {
 
     fn terms(&self, migration: &str) -> Option<Terms> {
         self.inner.parts.migrations.terms(migration)
+    }
+
+    fn attempt(&self, migration: &str) -> Attempt {
+        self.inner.parts.migrations.attempt(migration)
     }
 }
