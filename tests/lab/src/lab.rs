@@ -17,6 +17,7 @@ use crate::hosts::{AGENT_PORT, AgentFiles, Host};
 use crate::network::Network;
 use crate::process::Process;
 use crate::run::Run;
+use crate::supervisor::Supervised;
 use crate::{accelerator, cache, chart, initramfs};
 
 /// The file names in the pool `default` that test guests boot from.
@@ -101,7 +102,7 @@ impl LabOptions {
 
 /// A running lab. Dropped, it kills its processes; [`Lab::stop`] takes everything down in order and checks.
 pub struct Lab {
-    controller: Option<Process>,
+    controller: Option<Supervised>,
     /// The hosts: the first is `h1`.
     pub hosts: Vec<Host>,
     /// The control plane.
@@ -302,35 +303,25 @@ impl Lab {
         self.start_agent(number)
     }
 
-    /// Starts the controller, unless it runs.
+    /// Starts the controller, unless it runs. Whenever it ends by itself it is started again.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_controller(&mut self) -> anyhow::Result<()> {
-        if self
-            .controller
-            .as_mut()
-            .is_some_and(|controller| controller.exited().is_none())
+        if let Some(controller) = &self.controller
+            && controller.check().is_ok()
         {
             return Ok(());
         }
         let run = self.run()?;
-        let certificates = run.directory().join("controller");
-        let mut command = Command::new(self.programs.join("godwit-controller"));
-        command
-            .arg("--kubeconfig")
-            .arg(&self.controller_kubeconfig)
-            .arg("--tls-ca")
-            .arg(certificates.join("ca.crt"))
-            .arg("--tls-certificate")
-            .arg(certificates.join("tls.crt"))
-            .arg("--tls-key")
-            .arg(certificates.join("tls.key"))
-            .args(["--namespace", chart::NAMESPACE])
-            // There is one, as in the chart's deployment; started again, it leads at once.
-            .args(["--identity", "lab"]);
-        let process = Process::spawn(run, run.directory(), "controller", command)?;
-        self.controller = Some(process);
+        let (log, directory) = (run.log("controller"), run.directory().to_owned());
+        let program = self.programs.join("godwit-controller");
+        let kubeconfig = self.controller_kubeconfig.clone();
+        let start = move || {
+            let command = controller(&program, &kubeconfig, &directory.join("controller"));
+            Process::start(&log, &directory, "controller", command)
+        };
+        self.controller = Some(Supervised::start(start)?);
         Ok(())
     }
 
@@ -340,9 +331,10 @@ impl Lab {
         self.controller = None;
     }
 
-    /// The controller's process, if it was started and not killed.
-    pub fn controller(&mut self) -> Option<&mut Process> {
-        self.controller.as_mut()
+    /// The controller, if it was started and not killed.
+    #[must_use]
+    pub fn controller(&self) -> Option<&Supervised> {
+        self.controller.as_ref()
     }
 
     /// Waits until every host whose agent was started is ready: its agent listens (the object may still tell of an
@@ -357,7 +349,7 @@ impl Lab {
             let name = host.name.clone();
             while let Some(agent) = host.agent() {
                 agent.check()?;
-                if let Some(controller) = &mut self.controller {
+                if let Some(controller) = &self.controller {
                     controller.check()?;
                 }
                 let object = objects.get_opt(&name).await?;
@@ -407,8 +399,8 @@ impl Lab {
     /// When a part had ended before it was asked to, does not end when asked, or anything is left behind.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let mut complaints = Vec::new();
-        if let Some(mut controller) = self.controller.take() {
-            complaints.extend(end(&mut controller).await.err());
+        if let Some(controller) = self.controller.take() {
+            complaints.extend(end(&mut controller.take()?).await.err());
         }
         for host in &mut self.hosts {
             if let Some(agent) = host.agent() {
@@ -448,8 +440,8 @@ impl Lab {
         for credentials in self.credentials.drain(..) {
             credentials.outlast().await?;
         }
-        if let Some(controller) = &mut self.controller {
-            controller.leave();
+        if let Some(controller) = self.controller.take() {
+            controller.take()?.leave();
         }
         for host in &mut self.hosts {
             if let Some(agent) = host.agent() {
@@ -490,6 +482,23 @@ async fn end(part: &mut Process) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+fn controller(program: &Path, kubeconfig: &Path, certificates: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .arg("--tls-ca")
+        .arg(certificates.join("ca.crt"))
+        .arg("--tls-certificate")
+        .arg(certificates.join("tls.crt"))
+        .arg("--tls-key")
+        .arg(certificates.join("tls.key"))
+        .args(["--namespace", chart::NAMESPACE])
+        // There is one, as in the chart's deployment; started again, it leads at once.
+        .args(["--identity", "lab"]);
+    command
 }
 
 fn ready(host: &VirtualMachineHost) -> bool {

@@ -22,6 +22,7 @@ pub mod observer;
 pub mod process;
 pub mod processes;
 pub mod run;
+pub mod supervisor;
 
 pub use hosts::Host;
 pub use lab::{Lab, LabOptions};

@@ -28,12 +28,19 @@ impl Process {
     ///
     /// # Errors
     /// When the log cannot be opened or the program cannot be started.
-    pub fn spawn(run: &Run, directory: &Path, part: &str, mut command: Command) -> anyhow::Result<Self> {
-        let log = run.log(part);
+    pub fn spawn(run: &Run, directory: &Path, part: &str, command: Command) -> anyhow::Result<Self> {
+        Self::start(&run.log(part), directory, part, command)
+    }
+
+    /// The same with a log that is named.
+    ///
+    /// # Errors
+    /// As [`Process::spawn`].
+    pub fn start(log: &Path, directory: &Path, part: &str, mut command: Command) -> anyhow::Result<Self> {
         let output = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(&log)
+            .open(log)
             .with_context(|| format!("open {}", log.display()))?;
         let errors = output.try_clone().context("share the log")?;
         command
@@ -50,7 +57,7 @@ impl Process {
         Ok(Self {
             part: part.to_owned(),
             child: Some(child),
-            log,
+            log: log.to_owned(),
         })
     }
 
