@@ -73,6 +73,12 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
         ("nodes", "", "", ""),
         ("configmaps", "own", "", ""),
         ("serviceaccounts/token", "own", "", ""),
+        ("pods", "own", "", ""),
+        // Who may move guests cannot make itself a host.
+        ("certificatesigningrequests.certificates.k8s.io", "", "", "create get"),
+        ("certificatesigningrequests.certificates.k8s.io/approval", "", "", ""),
+        ("podcertificaterequests.certificates.k8s.io", "own", "", ""),
+        ("podcertificaterequests.certificates.k8s.io/status", "own", "", ""),
         ("clusterroles.rbac.authorization.k8s.io", "", "", ""),
         ("validatingadmissionpolicybindings.admissionregistration.k8s.io", "", "", ""),
         ("customresourcedefinitions.apiextensions.k8s.io", "", "", ""),
