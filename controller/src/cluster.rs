@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -34,6 +35,8 @@ pub struct Cluster {
     pub agents: Agents,
     /// Signs the tickets that sources show to destinations.
     pub tickets: Tickets,
+    /// Peer to peer: how long the other agent may be silent before that counts.
+    pub peer_silence: Duration,
     /// What the watches have seen. Never decides who may run a guest: the record does, read fresh.
     pub guests: Store<VirtualMachine>,
     /// The migrations.
@@ -65,6 +68,7 @@ impl Cluster {
         records: Records,
         agents: Agents,
         tickets: Tickets,
+        peer_silence: Duration,
         guests: Store<VirtualMachine>,
         migrations: Store<VirtualMachineMigration>,
         hosts: Store<VirtualMachineHost>,
@@ -80,6 +84,7 @@ impl Cluster {
             records,
             agents,
             tickets,
+            peer_silence,
             guests,
             migrations,
             hosts,

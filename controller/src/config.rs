@@ -33,6 +33,10 @@ pub struct Config {
     /// The certificate's private key, as PEM.
     #[arg(long, value_name = "FILE")]
     pub tls_key: PathBuf,
+    /// Peer to peer: for how many seconds the two agents of a migration may not hear each other before that counts. The
+    /// default is libvirt's: a keepalive every 5 s, and 5 that may stay unanswered.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..=3600))]
+    pub peer_silence: u64,
     /// How the log is written; what is logged is chosen by RUST_LOG.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -34,7 +34,7 @@ reasons! {
         VirtualMachineNotFound, VirtualMachineDeleted, HostNotFound, SameHost, HostNotReady, GuestNotRunning,
         GuestNotMigratable, AnotherMigrationActive, MachineTypeMissing, CpuModelMissing, InsufficientMemory,
         StorageNotShared, UnsafeCacheMode,
-        AgentUnreachable, AgentRestarted, DriverLost, CertificateRejected, CertificateEndsTooSoon,
+        AgentUnreachable, PeerUnreachable, AgentRestarted, DriverLost, CertificateRejected, CertificateEndsTooSoon,
         ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, FileMissing, DiskFull,
         StreamFailed, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,

@@ -88,6 +88,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         tls,
         me,
         config.namespace,
+        Duration::from_secs(config.peer_silence),
         health.clone(),
         stop.clone(),
     ));
@@ -121,6 +122,7 @@ pub async fn work(
     tls: ClientTls,
     me: String,
     namespace: String,
+    peer_silence: Duration,
     health: Arc<Health>,
     stop: CancellationToken,
 ) {
@@ -135,6 +137,7 @@ pub async fn work(
         Records::new(client.clone(), me),
         Agents::new(tls),
         tickets.clone(),
+        peer_silence,
         guests.store(),
         migrations.store(),
         hosts,

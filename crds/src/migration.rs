@@ -67,7 +67,8 @@ pub struct VirtualMachineMigrationSpec {
     /// Where to.
     #[x_kube(validation = Rule::new("self == oldSelf").message("destination is immutable; make a new migration"))]
     pub destination: Destination,
-    /// Who drives the phases. It must be said.
+    /// Who drives the phases.
+    #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("controlFlow is immutable; make a new migration"))]
     pub control_flow: ControlFlow,
     /// How guest memory travels.
@@ -101,8 +102,12 @@ pub struct Destination {
 }
 
 /// Who drives the phases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum ControlFlow {
+    /// The controller gives the source's agent one order; that agent talks to the destination's, and goes on without
+    /// the controller.
+    #[default]
+    PeerToPeer,
     /// The controller talks to both agents, phase by phase.
     ManagedDirect,
 }

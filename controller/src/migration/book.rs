@@ -176,6 +176,11 @@ impl Book {
         }
     }
 
+    /// The phase that is open has ended then.
+    pub fn close(&mut self, at: Timestamp) {
+        timeline::close(&mut self.status.timeline, &rfc3339(at));
+    }
+
     fn end(&mut self, phase: MigrationPhase, now: Timestamp) {
         timeline::close(&mut self.status.timeline, &rfc3339(now));
         self.status.phase = Some(phase);

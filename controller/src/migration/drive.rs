@@ -1,19 +1,21 @@
-//! The driver of one migration: it hears both sides, and gives the orders that follow (managed direct).
+//! The driver of one migration: it hears both sides, and gives the orders that follow (managed direct). Peer to peer
+//! it gives one order, to drive, and then watches: the same driver knows from the same reports how far the migration
+//! is and how it ended, while another one, in the source's agent, gives the orders ([`super::watching`]).
 //!
 //! One task owns the driver. What it hears comes in as events, orders and writes of the record go out as tasks of
 //! their own, so that nothing waits for anything else: while the guest is stopped, Ready and Go are passed on the
 //! moment they are heard. The driver holds nothing that matters: killed at any point, the next one asks both sides
 //! and goes on.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use godwit_crds::migration::ControlFlow;
 use godwit_crds::{Decision, GuestRecord, VirtualMachineMigration};
 use godwit_handover::{
-    self as handover, Cause, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, SideView,
-    SourceReport, Stand, Terms, Wait,
+    self as handover, Cause, Driver, DriverEffect, DriverEvent, OrderKey as Key, OrdersGiven, Outcome,
+    SideView, SourceReport, Stand, Terms, Wait,
 };
 use godwit_protocol::clock::ClockEstimate;
 use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update};
@@ -28,6 +30,7 @@ use super::drivers::{Control, Seat};
 use super::failure::{self, Clues};
 use super::publish::{Draft, publish};
 use super::sides::{self, Heard, Proof, Role};
+use super::watching::Watching;
 use crate::agents::Connection;
 use crate::cluster::Cluster;
 use crate::reason::MigrationReason as Reason;
@@ -35,10 +38,6 @@ use crate::record::{self, RecordError};
 
 /// From the start of the driver to the first byte of guest memory.
 const START_WITHIN: Duration = Duration::from_secs(30);
-/// An order that was taken is given again if the reports have not moved on by then.
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Between two attempts of an order that was not answered.
-const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a doubt lasts before it is told: reports cross each other.
@@ -56,6 +55,8 @@ pub struct Assignment {
     pub guest: GuestName,
     /// The record as it was just read.
     pub record: Option<GuestRecord>,
+    /// Who drives.
+    pub flow: ControlFlow,
     /// How long the guest may be stopped.
     pub budget: Duration,
     /// How memory is to travel.
@@ -64,76 +65,54 @@ pub struct Assignment {
     pub book: Book,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    Arm,
-    Advance,
-    Decide,
-    Begin,
-    Prepare,
-    Perform,
-    Ready,
-    Finish,
-    Confirm,
-    AbortSource,
-    AbortDestination,
-    Settle,
-    Retune,
-}
-
-/// How far an order has come.
-#[derive(Clone, Copy, Debug)]
-enum Given {
-    InFlight { failures: u32 },
-    Taken { at: Instant },
-    Failed { again_at: Instant, failures: u32 },
-}
-
 /// What became of an order or a write.
-enum Done {
+pub(super) enum Done {
     Order(Key, Role, Result<OrderAnswer, Fault>),
     Record(Key, Box<Result<GuestRecord, RecordError>>),
 }
 
 /// What is known of a side besides its report.
 #[derive(Default)]
-struct SideState {
-    connection: Option<Connection>,
+pub(super) struct SideState {
+    pub(super) connection: Option<Connection>,
     /// Set while the side may be sent keepalives.
     alive: watch::Sender<Option<Connection>>,
-    silent_since: Option<Instant>,
-    silent_because: Option<Fault>,
-    clock: ClockEstimate,
-    last: Update,
+    pub(super) silent_since: Option<Instant>,
+    pub(super) silent_because: Option<Fault>,
+    pub(super) clock: ClockEstimate,
+    pub(super) last: Update,
 }
 
-struct Drive {
-    cluster: Arc<Cluster>,
-    terms: Terms,
-    guest: GuestName,
-    budget: Duration,
-    stream: StreamOptions,
+pub(super) struct Drive {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) terms: Terms,
+    pub(super) guest: GuestName,
+    pub(super) budget: Duration,
+    pub(super) stream: StreamOptions,
     /// The limit that the source knows, as far as this driver can tell.
-    limit: Option<u64>,
-    told_limit: Option<u64>,
-    driver: Driver,
-    record: Option<GuestRecord>,
-    record_missing: bool,
-    definition: Option<Vec<u8>>,
-    source: SideState,
-    destination: SideState,
-    sealed: bool,
-    given: HashMap<Key, Given>,
-    done: JoinSet<Done>,
-    proof: Arc<Proof>,
-    clues: Clues,
-    cancel: bool,
-    start_by: Option<Instant>,
-    doubt_since: Option<Instant>,
-    blocked: Option<Failed>,
-    not_now: Option<Fault>,
-    book: Book,
-    drafts: watch::Sender<Draft>,
+    pub(super) limit: Option<u64>,
+    pub(super) told_limit: Option<u64>,
+    /// Peer to peer: what is known of the driver in the source's agent. `None`: this driver gives the orders.
+    pub(super) watching: Option<Watching>,
+    pub(super) began: Instant,
+    pub(super) driver: Driver,
+    pub(super) record: Option<GuestRecord>,
+    pub(super) record_missing: bool,
+    pub(super) definition: Option<Vec<u8>>,
+    pub(super) source: SideState,
+    pub(super) destination: SideState,
+    pub(super) sealed: bool,
+    pub(super) given: OrdersGiven,
+    pub(super) done: JoinSet<Done>,
+    pub(super) proof: Arc<Proof>,
+    pub(super) clues: Clues,
+    pub(super) cancel: bool,
+    pub(super) start_by: Option<Instant>,
+    pub(super) doubt_since: Option<Instant>,
+    pub(super) blocked: Option<Failed>,
+    pub(super) not_now: Option<Fault>,
+    pub(super) book: Book,
+    pub(super) drafts: watch::Sender<Draft>,
 }
 
 /// Drives a migration to its end. Returns early only at the shutdown, and then not while the guest is stopped.
@@ -148,6 +127,7 @@ pub async fn drive(
         terms,
         guest,
         record,
+        flow,
         budget,
         stream,
         book,
@@ -170,6 +150,11 @@ pub async fn drive(
     });
     let publisher = cluster.tasks.spawn(publish(cluster.clone(), migration, to_write));
     let mut drive = Drive {
+        watching: match flow {
+            ControlFlow::PeerToPeer => Some(Watching::default()),
+            ControlFlow::ManagedDirect => None,
+        },
+        began: Instant::now(),
         driver: Driver::new(terms.clone()),
         cluster: cluster.clone(),
         guest,
@@ -183,7 +168,7 @@ pub async fn drive(
         source: SideState::default(),
         destination: SideState::default(),
         sealed: false,
-        given: HashMap::new(),
+        given: OrdersGiven::default(),
         done: JoinSet::new(),
         proof: proof.clone(),
         clues: Clues::default(),
@@ -201,14 +186,17 @@ pub async fn drive(
         (Role::Destination, &drive.destination),
     ] {
         beside.spawn(sides::watch(cluster.clone(), terms.clone(), role, sender.clone()));
-        let alive = side.alive.subscribe();
-        beside.spawn(sides::keep_alive(
-            terms.clone(),
-            role,
-            proof.clone(),
-            alive,
-            sender.clone(),
-        ));
+        // Whoever drives tells both sides that the driver lives.
+        if drive.watching.is_none() {
+            let alive = side.alive.subscribe();
+            beside.spawn(sides::keep_alive(
+                terms.clone(),
+                role,
+                proof.clone(),
+                alive,
+                sender.clone(),
+            ));
+        }
     }
     beside.spawn(sides::read_record(
         cluster.clone(),
@@ -228,7 +216,7 @@ pub async fn drive(
         if let Stand::Ended(outcome) = drive.driver.stand() {
             break Some(outcome);
         }
-        if cluster.shutdown.is_cancelled() && !drive.blackout() {
+        if cluster.shutdown.is_cancelled() && !drive.needed() {
             break None;
         }
         tokio::select! {
@@ -240,7 +228,7 @@ pub async fn drive(
             },
             Ok(()) = control.changed() => drive.control(*control.borrow_and_update()),
             _ = ticks.tick() => drive.look(),
-            () = cluster.shutdown.cancelled(), if !drive.blackout() => {}
+            () = cluster.shutdown.cancelled(), if !drive.needed() => {}
         }
     };
     beside.abort_all();
@@ -271,7 +259,7 @@ impl Drive {
             Heard::Clock(role, sample) => self.side(role).clock.add(sample),
             Heard::Record(Some(record)) => {
                 // A reading that crossed a write of ours may be older than it.
-                if !self.writing() {
+                if !self.given.writing() {
                     self.record_missing = false;
                     self.record_read(*record);
                 }
@@ -287,7 +275,15 @@ impl Drive {
         }
     }
 
+    /// Whether the guest stands still and waits for this driver.
+    fn needed(&self) -> bool {
+        self.watching.is_none() && self.driver.blackout()
+    }
+
     fn update(&mut self, role: Role, update: Update) {
+        if role == Role::Source && self.watching.is_some() {
+            self.hear_driver(&update);
+        }
         // What the guest waits for comes first: the report, and the order that follows from it.
         let event = match (role, &update.side) {
             (Role::Source, Some(Side::Source(report))) => Some(DriverEvent::Source(Some(*report))),
@@ -329,6 +325,7 @@ impl Drive {
                 .progress(figures, update.hypervisor_total_millis, self.budget);
         }
         self.side(role).last = update;
+        self.enter_phases();
         self.look_at_times();
         self.publish(false);
     }
@@ -351,7 +348,9 @@ impl Drive {
         side.alive.send_replace(None);
         side.silent_since.get_or_insert_with(Instant::now);
         side.silent_because = Some(fault.clone());
-        if forbidding && !self.armed() {
+        if role == Role::Destination && self.watching.is_some() {
+            self.hear_destination_of_the_driver();
+        } else if forbidding && !self.armed() {
             self.refuse(Cause::PathNotProven, failure::refused(&fault));
         } else if let Some(failed) = needs_a_person(&fault) {
             self.blocked = Some(failed);
@@ -386,19 +385,21 @@ impl Drive {
     }
 
     /// Gives up, for a reason of the driver's own.
-    fn refuse(&mut self, cause: Cause, failed: Failed) {
+    pub(super) fn refuse(&mut self, cause: Cause, failed: Failed) {
         self.clues.own.get_or_insert(failed);
         self.step(DriverEvent::OrderFailed(cause));
     }
 
-    fn step(&mut self, event: DriverEvent) {
+    pub(super) fn step(&mut self, event: DriverEvent) {
         let (driver, step) = self.driver.step(event);
         self.driver = driver;
         for effect in step.effects {
             self.give(effect);
         }
-        self.book.enter(self.driver.phase(), Timestamp::now());
-        if self.streaming() {
+        if self.watching.is_none() {
+            self.book.enter(self.driver.phase(), Timestamp::now());
+        }
+        if self.driver.has_streamed() {
             self.start_by = None;
         }
         self.publish(false);
@@ -406,6 +407,10 @@ impl Drive {
 
     /// Carries an effect out, unless that is being done already.
     fn give(&mut self, effect: DriverEffect) {
+        if self.watching.is_some() {
+            self.give_watching(&effect);
+            return;
+        }
         match effect {
             DriverEffect::ArmRecord => self.arm(),
             DriverEffect::AdvanceRecord => self.write(Key::Advance, record::advance),
@@ -437,6 +442,7 @@ impl Drive {
                             guest,
                             definition,
                             stream: self.stream,
+                            ticket: Vec::new(),
                         },
                     );
                 }
@@ -478,7 +484,7 @@ impl Drive {
     /// the migration over and cannot tell what the source was told.
     fn retune(&mut self) {
         let streaming = self.source.last.side == Some(Side::Source(SourceReport::Streaming));
-        let asked = matches!(self.given.get(&Key::Retune), Some(Given::InFlight { .. }));
+        let asked = self.given.in_flight(Key::Retune);
         if streaming && !asked && self.limit != Some(self.stream.bandwidth) {
             let bandwidth = self.stream.bandwidth;
             self.told_limit = Some(bandwidth);
@@ -486,35 +492,27 @@ impl Drive {
         }
     }
 
-    /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then.
-    fn arm(&mut self) {
+    /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then. Peer to peer
+    /// whether the destination is reached is the source's to find out.
+    pub(super) fn arm(&mut self) {
         let heard = !matches!(self.driver.source(), SideView::Unheard)
-            && !matches!(self.driver.destination(), SideView::Unheard);
+            && (self.watching.is_some() || !matches!(self.driver.destination(), SideView::Unheard));
         if heard || self.record.is_none() {
             self.write(Key::Arm, record::arm);
         }
     }
 
-    /// Whether an order may be given (again) now; notes that it is.
-    fn may_give(&mut self, key: Key) -> bool {
-        let now = Instant::now();
-        let failures = match self.given.get(&key) {
-            None => 0,
-            Some(Given::InFlight { .. }) => return false,
-            Some(Given::Taken { at }) if now < *at + AGAIN_AFTER => return false,
-            Some(Given::Failed { again_at, .. }) if now < *again_at => return false,
-            Some(Given::Taken { .. }) => 0,
-            Some(Given::Failed { failures, .. }) => *failures,
-        };
-        self.given.insert(key, Given::InFlight { failures });
-        true
+    /// The time since the driver began: what its tables count in.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 
-    fn order(&mut self, key: Key, role: Role, order: Order) {
+    pub(super) fn order(&mut self, key: Key, role: Role, order: Order) {
         let Some(connection) = self.side(role).connection.clone() else {
             return;
         };
-        if !self.may_give(key) {
+        let now = self.now();
+        if !self.given.give(key, now) {
             return;
         }
         tracing::debug!(
@@ -527,12 +525,13 @@ impl Drive {
         self.spawn(async move { Done::Order(key, role, connection.client.order(&terms, &order).await) });
     }
 
-    fn write(
+    pub(super) fn write(
         &mut self,
         key: Key,
         change: impl Fn(&godwit_crds::GuestRecordSpec, &Terms) -> record::Change + Send + Sync + 'static,
     ) {
-        if self.writing() || !self.may_give(key) {
+        let now = self.now();
+        if self.given.writing() || !self.given.give(key, now) {
             return;
         }
         let (cluster, terms, known) = (self.cluster.clone(), self.terms.clone(), self.record.clone());
@@ -550,20 +549,15 @@ impl Drive {
         });
     }
 
-    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+    pub(super) fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
         self.done.spawn(work);
     }
 
-    fn writing(&self) -> bool {
-        [Key::Arm, Key::Advance, Key::Decide]
-            .iter()
-            .any(|key| matches!(self.given.get(key), Some(Given::InFlight { .. })))
-    }
-
     fn answered(&mut self, done: Done) {
+        let now = self.now();
         match done {
             Done::Order(key, _, Ok(answer)) => {
-                self.given.insert(key, Given::Taken { at: Instant::now() });
+                self.given.taken(key, now);
                 if key == Key::Retune {
                     self.limit = self.told_limit;
                 }
@@ -575,7 +569,7 @@ impl Drive {
             Done::Order(key, role, Err(fault)) => self.order_failed(key, role, &fault),
             Done::Record(key, written) => match *written {
                 Ok(record) => {
-                    self.given.insert(key, Given::Taken { at: Instant::now() });
+                    self.given.taken(key, now);
                     self.record_missing = false;
                     self.record_read(record);
                 }
@@ -587,27 +581,18 @@ impl Drive {
     fn order_failed(&mut self, key: Key, role: Role, fault: &Fault) {
         let host = role.host(&self.terms).to_owned();
         tracing::warn!(migration = self.terms.migration, ?key, host, %fault, "an order was not taken");
-        let before_memory = match key {
-            Key::Begin | Key::Prepare | Key::Perform => true,
-            Key::Arm
-            | Key::Advance
-            | Key::Decide
-            | Key::Ready
-            | Key::Finish
-            | Key::Confirm
-            | Key::AbortSource
-            | Key::AbortDestination
-            | Key::Settle
-            | Key::Retune => false,
-        };
         // A refusal of what the reports have left behind means nothing.
-        let still_wanted = self.driver.next().iter().any(|effect| key_of(effect) == key);
-        self.fail(key);
+        let still_wanted = self.driver.next().iter().any(|effect| Key::of(effect) == key);
+        let now = self.now();
+        self.given.failed(key, now);
         if fault.category == Category::Unavailable {
             self.not_now = Some(fault.clone());
             return;
         }
-        if before_memory && still_wanted {
+        if self.watching.is_some() {
+            self.refused_watching(key, fault);
+        }
+        if key.before_memory() && still_wanted {
             let cause = match role {
                 Role::Source => Cause::HypervisorRefused,
                 Role::Destination => Cause::DestinationFailed,
@@ -621,7 +606,8 @@ impl Drive {
 
     fn write_failed(&mut self, key: Key, error: RecordError) {
         tracing::warn!(migration = self.terms.migration, ?key, %error, "the record was not written");
-        self.fail(key);
+        let now = self.now();
+        self.given.failed(key, now);
         match error {
             RecordError::Missing => self.record_missing = true,
             RecordError::Refused(refused) if key == Key::Arm => {
@@ -633,23 +619,6 @@ impl Drive {
         }
     }
 
-    fn fail(&mut self, key: Key) {
-        let failures = match self.given.get(&key) {
-            Some(Given::InFlight { failures } | Given::Failed { failures, .. }) => *failures,
-            Some(Given::Taken { .. }) | None => 0,
-        };
-        let pause = RETRY_AFTER[0]
-            .saturating_mul(1 << failures.min(8))
-            .min(RETRY_AFTER[1]);
-        self.given.insert(
-            key,
-            Given::Failed {
-                again_at: Instant::now() + pause,
-                failures: failures.saturating_add(1),
-            },
-        );
-    }
-
     fn give_again(&mut self) {
         for effect in self.driver.next() {
             self.give(effect);
@@ -659,6 +628,9 @@ impl Drive {
     /// Looks at everything that time alone changes.
     fn look(&mut self) {
         self.give_again();
+        if self.watching.is_some() {
+            self.look_watching();
+        }
         self.retune();
         if self.start_by.is_some_and(|by| Instant::now() >= by) {
             self.start_by = None;
@@ -676,7 +648,8 @@ impl Drive {
             (Role::Source, &self.source),
             (Role::Destination, &self.destination),
         ] {
-            if side.connection.is_none() {
+            // Peer to peer only the source has to be reached from here.
+            if side.connection.is_none() && (role == Role::Source || self.watching.is_none()) {
                 let words = side
                     .silent_because
                     .as_ref()
@@ -698,7 +671,7 @@ impl Drive {
         {
             return told;
         }
-        let unanswered = self.driver.next().first().map(key_of);
+        let unanswered = self.driver.next().first().map(Key::of);
         let host = match self.driver.stand() {
             Stand::Waiting {
                 wait: Wait::Destination,
@@ -709,17 +682,10 @@ impl Drive {
             | Stand::Ended(_) => &self.terms.source,
         };
         match unanswered {
-            Some(key)
-                if matches!(
-                    self.given.get(&key),
-                    Some(Given::InFlight { .. } | Given::Failed { .. })
-                ) =>
-            {
-                failure::tell(
-                    Reason::AgentUnreachable,
-                    &format!("{key:?} was not answered within {seconds} s."),
-                )
-            }
+            Some(key) if self.given.unanswered(key) => failure::tell(
+                Reason::AgentUnreachable,
+                &format!("{key:?} was not answered within {seconds} s."),
+            ),
             Some(_) | None => failure::tell(
                 Reason::DeadlineExceeded,
                 &format!("{host} did not come to the transfer of memory within {seconds} s."),
@@ -756,6 +722,7 @@ impl Drive {
         ]
         .into_iter()
         .flatten()
+        .filter(|(role, _)| *role == Role::Source || self.watching.is_none())
         .find(|(_, side)| since(side.silent_since, SILENT_AFTER));
         let told = if self.record_missing {
             Some(failure::tell(
@@ -790,13 +757,17 @@ impl Drive {
                 .needs_decision(failed.reason, &failed.message, timestamp),
             None => self.book.decided(timestamp),
         }
-        if self.cancel && self.too_late() {
+        if self.cancel && self.driver.too_late() {
             self.book.cancel_too_late(timestamp);
         }
     }
 
     /// Enters the downtime as soon as both instants and both clocks are known.
     fn look_at_times(&mut self) {
+        if self.watching.is_some() {
+            self.look_at_times_of_the_driver();
+            return;
+        }
         let (Some(stopped_micros), Some(resumed_micros)) = (
             self.source.last.stopped_at_micros,
             self.destination.last.resumed_at_micros,
@@ -824,7 +795,7 @@ impl Drive {
         ));
     }
 
-    fn armed(&self) -> bool {
+    pub(super) fn armed(&self) -> bool {
         self.record.as_ref().is_some_and(|record| {
             record
                 .spec
@@ -833,83 +804,10 @@ impl Drive {
                 .is_some_and(|armed| armed.uid == self.terms.migration)
         })
     }
-
-    /// Whether memory travels, or did: from then on the source's agent judges what it can wait for.
-    fn streaming(&self) -> bool {
-        match self.driver.source() {
-            SideView::Unheard | SideView::NoSuchMigration | SideView::Reported(SourceReport::Begun) => false,
-            SideView::Reported(
-                SourceReport::Streaming
-                | SourceReport::Stopped { .. }
-                | SourceReport::Switching { .. }
-                | SourceReport::InDoubt { .. }
-                | SourceReport::GoSent(_)
-                | SourceReport::Released
-                | SourceReport::Aborting(_)
-                | SourceReport::Aborted(_)
-                | SourceReport::Died
-                | SourceReport::Lost(_),
-            ) => true,
-        }
-    }
-
-    /// Whether a cancellation comes too late.
-    fn too_late(&self) -> bool {
-        match self.driver.source() {
-            SideView::Reported(
-                SourceReport::Switching { .. }
-                | SourceReport::InDoubt { .. }
-                | SourceReport::GoSent(_)
-                | SourceReport::Released
-                | SourceReport::Died,
-            ) => true,
-            SideView::Unheard
-            | SideView::NoSuchMigration
-            | SideView::Reported(
-                SourceReport::Begun
-                | SourceReport::Streaming
-                | SourceReport::Stopped { .. }
-                | SourceReport::Aborting(_)
-                | SourceReport::Aborted(_)
-                | SourceReport::Lost(_),
-            ) => false,
-        }
-    }
-
-    /// Whether the guest is stopped for the handover and has not been let run again.
-    fn blackout(&self) -> bool {
-        self.handing_over()
-            && !matches!(
-                self.driver.destination(),
-                SideView::Reported(DestinationReport::Holding { .. } | DestinationReport::Lost(_))
-            )
-    }
-
-    /// Whether the last steps are under way, which take milliseconds: no status is written beside them.
-    fn handing_over(&self) -> bool {
-        match self.driver.source() {
-            SideView::Reported(
-                SourceReport::Stopped { .. } | SourceReport::Switching { .. } | SourceReport::GoSent(_),
-            ) => true,
-            SideView::Unheard
-            | SideView::NoSuchMigration
-            | SideView::Reported(
-                SourceReport::Begun
-                | SourceReport::Streaming
-                | SourceReport::InDoubt { .. }
-                | SourceReport::Released
-                | SourceReport::Aborting(_)
-                | SourceReport::Aborted(_)
-                | SourceReport::Died
-                | SourceReport::Lost(_),
-            ) => false,
-        }
-    }
-
     fn publish(&mut self, last: bool) {
         let draft = Draft {
             status: self.book.status.clone(),
-            hold: self.handing_over() && !last,
+            hold: self.driver.handing_over() && !last,
             last,
         };
         self.drafts.send_if_modified(|known| {
@@ -926,6 +824,9 @@ impl Drive {
         self.clues.source = words(&self.source.last);
         self.clues.destination = words(&self.destination.last);
         let now = Timestamp::now();
+        if self.watching.is_some() {
+            self.end_watching();
+        }
         match outcome {
             Outcome::Succeeded { running } => self.book.succeeded(running, self.cancel, now),
             Outcome::Aborted(cause) => {
@@ -935,23 +836,6 @@ impl Drive {
             Outcome::GuestLost(cause) => self.book.failed(&failure::lost(cause, &self.clues), now),
         }
         self.publish(true);
-    }
-}
-
-fn key_of(effect: &DriverEffect) -> Key {
-    match effect {
-        DriverEffect::ArmRecord => Key::Arm,
-        DriverEffect::Begin => Key::Begin,
-        DriverEffect::Prepare => Key::Prepare,
-        DriverEffect::Perform(_) => Key::Perform,
-        DriverEffect::Ready => Key::Ready,
-        DriverEffect::Finish(_) => Key::Finish,
-        DriverEffect::AdvanceRecord => Key::Advance,
-        DriverEffect::Confirm => Key::Confirm,
-        DriverEffect::AbortSource(_) => Key::AbortSource,
-        DriverEffect::AbortDestination(_) => Key::AbortDestination,
-        DriverEffect::DecideRecord(_) => Key::Decide,
-        DriverEffect::Settle => Key::Settle,
     }
 }
 

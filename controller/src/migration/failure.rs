@@ -1,7 +1,7 @@
 //! How an ending is told: the word of the table, what happened, and what to do.
 
 use godwit_handover::{Cause, Terms};
-use godwit_protocol::Fault;
+use godwit_protocol::{Fault, Told};
 
 use super::book::Failed;
 use crate::reason::MigrationReason as Reason;
@@ -82,6 +82,12 @@ pub fn refused(fault: &Fault) -> Failed {
     tell(reason, &sentence(&fault.message))
 }
 
+/// How it is told what a driver in an agent has said.
+pub fn told(told: &Told) -> Failed {
+    let reason = Reason::from_word(&told.reason).unwrap_or(Reason::InternalError);
+    tell(reason, &sentence(&told.message))
+}
+
 /// A failure with what to do about it.
 pub fn tell(reason: Reason, what: &str) -> Failed {
     let advice = advice(reason);
@@ -133,7 +139,9 @@ fn meaning(cause: Cause) -> &'static str {
         Cause::DestinationDied => "The destination's hypervisor process died.",
         Cause::SourceDied => "The source's hypervisor process died.",
         Cause::StreamFailed => "The connection for guest memory broke, or could not be opened.",
-        Cause::DriverSilent => "The controller was away for longer than the agents wait.",
+        Cause::DriverSilent => {
+            "Whoever drove the migration (the controller, or peer to peer the source's agent) was away for longer than the agents wait."
+        }
         Cause::PathNotProven => {
             "There was no recent proof that both agents and the API server are reached, so the guest was not stopped."
         }
@@ -157,7 +165,10 @@ pub fn advice(reason: Reason) -> &'static str {
         | Reason::DestinationHypervisorDied => {
             "The guest is at the source. Look at the logs on that host; try again."
         }
-        Reason::DriverLost => "Check the controller; try again.",
+        Reason::DriverLost => "Check the controller, or peer to peer the source's agent; try again.",
+        Reason::PeerUnreachable => {
+            "Check the network between the two hosts' agent ports; the guest is at the source."
+        }
         Reason::CertificateRejected => "Renew the certificate; check the clocks of the hosts.",
         Reason::CertificateEndsTooSoon => {
             "See in that agent's log why its certificate is not renewed; the clock may be wrong. Then try again."

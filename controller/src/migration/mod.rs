@@ -12,3 +12,4 @@ pub mod sides;
 pub mod stream;
 pub mod timeline;
 pub mod validate;
+mod watching;

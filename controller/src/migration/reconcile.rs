@@ -289,6 +289,7 @@ fn start(
         },
         terms,
         record,
+        flow: migration.spec.control_flow,
         stream: stream::options(&migration.spec),
         budget: quantity::duration(&migration.spec.tuning.max_downtime).unwrap_or(Duration::from_millis(300)),
         book,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_crds::GuestRecord;
-use godwit_handover::Terms;
+use godwit_handover::{PathProof, Terms};
 use godwit_protocol::clock::Sample;
 use godwit_protocol::{Category, Fault, Update};
 use tokio::sync::{Notify, mpsc, watch};
@@ -19,10 +19,6 @@ use crate::cluster::Cluster;
 pub const SILENCE: Duration = Duration::from_secs(30);
 /// Between two keepalives.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
-/// How old the destination's last answer may be for the path to count as proved.
-const DESTINATION_PROOF: Duration = Duration::from_secs(2);
-/// The same for the API server's.
-const API_PROOF: Duration = Duration::from_secs(5);
 /// Between two readings of the record, which prove the way to the API server.
 const READ_EVERY: Duration = Duration::from_secs(2);
 /// Between two attempts to reach an agent.
@@ -63,42 +59,37 @@ pub enum Heard {
 }
 
 /// Whether Ready and Go would get through, and the API server answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Proof {
-    last: Mutex<Last>,
+    began: Instant,
+    last: Mutex<PathProof>,
     proved: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Last {
-    destination_answered: Option<Instant>,
-    destination_watched: bool,
-    api_reached: Option<Instant>,
-}
-
-impl Last {
-    fn proven(&self, now: Instant) -> bool {
-        let within = |at: Option<Instant>, limit| at.is_some_and(|at| now.duration_since(at) <= limit);
-        self.destination_watched
-            && within(self.destination_answered, DESTINATION_PROOF)
-            && within(self.api_reached, API_PROOF)
+impl Default for Proof {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            last: Mutex::default(),
+            proved: Notify::new(),
+        }
     }
 }
 
 impl Proof {
     /// The API server has answered.
     pub fn api_reached(&self) {
-        self.note(|last| last.api_reached = Some(Instant::now()));
+        self.note(|last, now| last.api_reached(now));
     }
 
     /// The destination has answered a keepalive.
     fn destination_answered(&self) {
-        self.note(|last| last.destination_answered = Some(Instant::now()));
+        self.note(|last, now| last.destination_answered(now));
     }
 
     /// Whether the destination's reports arrive.
     pub fn destination_watched(&self, watched: bool) {
-        self.note(|last| last.destination_watched = watched);
+        self.note(|last, _| last.destination_watched(watched));
     }
 
     /// Whether the path is proved now.
@@ -106,14 +97,15 @@ impl Proof {
         self.last
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .proven(Instant::now())
+            .proven(self.began.elapsed())
     }
 
-    fn note(&self, change: impl FnOnce(&mut Last)) {
+    fn note(&self, change: impl FnOnce(&mut PathProof, Duration)) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = last.proven(Instant::now());
-        change(&mut last);
-        if !before && last.proven(Instant::now()) {
+        let now = self.began.elapsed();
+        let before = last.proven(now);
+        change(&mut last, now);
+        if !before && last.proven(now) {
             self.proved.notify_one();
         }
     }
@@ -252,49 +244,5 @@ pub async fn read_record(
             }
             Err(error) => tracing::debug!(%error, "the record was not read"),
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failing test may panic"
-)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_proof_has_three_parts_and_an_age() {
-        let now = Instant::now();
-        let last = Last {
-            destination_answered: Some(now),
-            destination_watched: true,
-            api_reached: Some(now),
-        };
-        assert!(last.proven(now));
-        assert!(last.proven(now + DESTINATION_PROOF));
-        assert!(!last.proven(now + DESTINATION_PROOF + Duration::from_millis(1)));
-        assert!(
-            !Last {
-                destination_watched: false,
-                ..Last { ..last }
-            }
-            .proven(now)
-        );
-        let last = Last {
-            destination_answered: Some(now),
-            destination_watched: true,
-            api_reached: None,
-        };
-        assert!(!last.proven(now));
-        let later = now + Duration::from_secs(6);
-        let last = Last {
-            destination_answered: Some(later),
-            destination_watched: true,
-            api_reached: Some(now),
-        };
-        assert!(!last.proven(later));
     }
 }

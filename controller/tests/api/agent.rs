@@ -165,7 +165,7 @@ impl Agent {
             Order::AbortDestination(cause) => {
                 self.tell_destination(migration, DestinationReport::Reverted(*cause));
             }
-            Order::Retune { .. } => {}
+            Order::Retune { .. } | Order::Drive(_) => {}
             Order::Settle => self.tell_source(migration, SourceReport::Aborted(Cause::Reverted)),
         }
         Ok(OrderAnswer::Taken)

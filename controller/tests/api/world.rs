@@ -58,6 +58,7 @@ impl World {
         let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(client.clone());
         let object = serde_json::from_value(json!({ "metadata": { "name": namespace } })).unwrap();
         namespaces.create(&PostParams::default(), &object).await.unwrap();
+        crate::tickets::make(&client, &namespace).await;
 
         let authority = Authority::new();
         let fabric = Arc::new(Mutex::new(HashMap::new()));
@@ -143,7 +144,16 @@ impl World {
                 ))
                 .build();
             let me = format!("test-{}", uuid::Uuid::new_v4());
-            run::work(client, tls, me, namespace, Arc::new(Health::default()), token).await;
+            run::work(
+                client,
+                tls,
+                me,
+                namespace,
+                Duration::from_secs(30),
+                Arc::new(Health::default()),
+                token,
+            )
+            .await;
         });
         self.controller = Some((stop, task));
     }

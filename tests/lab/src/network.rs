@@ -191,6 +191,33 @@ impl Network {
         ))
     }
 
+    /// Has what a host's agent says to another host's agent vanish, or sends it again. Guest memory still gets through,
+    /// and whoever else talks to the two.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn part_agents(&self, from: usize, to: usize, parted: bool) -> anyhow::Result<()> {
+        let name = self.own_namespace(from)?;
+        let deed = if parted { "add" } else { "del" };
+        let (address, port) = (self.host(to), crate::hosts::AGENT_PORT);
+        ip(&format!(
+            "-n {name} rule {deed} to {address} ipproto tcp dport {port} blackhole"
+        ))
+    }
+
+    /// Has what a host's agent answers to the controller vanish, or sends it again. The API server still hears it.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn hide_from_controller(&self, host: usize, hidden: bool) -> anyhow::Result<()> {
+        let name = self.own_namespace(host)?;
+        let deed = if hidden { "add" } else { "del" };
+        let (address, port) = (self.machine(), crate::hosts::AGENT_PORT);
+        ip(&format!(
+            "-n {name} rule {deed} to {address} ipproto tcp sport {port} blackhole"
+        ))
+    }
+
     fn own_namespace(&self, host: usize) -> anyhow::Result<String> {
         if !self.separate {
             bail!("hosts have no network of their own: this needs root");

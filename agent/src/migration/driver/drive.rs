@@ -199,8 +199,13 @@ impl Drive {
     fn source(&mut self, update: &Update) {
         match &update.side {
             Some(Side::Source(report)) => {
+                let known = matches!(self.driver.source(), SideView::Reported(_));
                 self.step(DriverEvent::Source(Some(*report)));
                 self.explain(report);
+                if !known {
+                    self.proven = self.path.proven(self.now());
+                    self.tell_source();
+                }
             }
             None => self.step(DriverEvent::Source(None)),
             Some(Side::Destination(_)) => {
@@ -239,6 +244,10 @@ impl Drive {
                 self.path.destination_watched(true);
                 match &update.side {
                     Some(Side::Destination(report)) => {
+                        if !matches!(self.driver.destination(), SideView::Reported(_)) {
+                            // The proof of the path begins as soon as there is anybody to ask.
+                            self.keep_alive_at = Instant::now();
+                        }
                         self.step(DriverEvent::Destination(Some(report.clone())));
                     }
                     None => self.step(DriverEvent::Destination(None)),

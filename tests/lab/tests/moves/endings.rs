@@ -24,7 +24,7 @@ async fn under_way(lab: &mut Lab, guest: &str, migration: &str) -> anyhow::Resul
     Ok(Some(guest))
 }
 
-fn cancelled(migration: &VirtualMachineMigration) -> anyhow::Result<()> {
+pub fn cancelled(migration: &VirtualMachineMigration) -> anyhow::Result<()> {
     let status = migration.status.as_ref().context("a status")?;
     ensure!(status.phase == Some(MigrationPhase::Cancelled), "{status:?}");
     ensure!(

@@ -13,6 +13,7 @@ mod deletion;
 mod disks;
 mod endings;
 mod moving;
+mod peer_to_peer;
 mod rest;
 mod setting;
 mod traces;
@@ -25,6 +26,11 @@ use disks::{a_guest_boots_from_its_disk_and_moves, a_guest_takes_its_interface_a
 use endings::{a_second_migration_is_refused, cancelled_while_memory_travels, deleted_while_memory_travels};
 use godwit_lab::{LabOptions, cases};
 use moving::{a_busy_guest_is_sealed, a_guest_moves, fifty_moves_in_a_row};
+use peer_to_peer::{
+    peer_to_peer_a_guest_moves, peer_to_peer_agents_are_parted, peer_to_peer_cancelled,
+    peer_to_peer_the_agents_are_killed, peer_to_peer_the_controller_does_not_reach_the_destination,
+    peer_to_peer_the_controller_is_away,
+};
 use rest::nothing_is_written_at_rest;
 
 fn main() -> ExitCode {
@@ -44,6 +50,12 @@ fn main() -> ExitCode {
             a_guest_boots_from_its_disk_and_moves,
             cached_disks,
             a_guest_takes_its_interface_along,
+            peer_to_peer_a_guest_moves,
+            peer_to_peer_the_controller_is_away,
+            peer_to_peer_cancelled,
+            peer_to_peer_the_agents_are_killed,
+            peer_to_peer_agents_are_parted,
+            peer_to_peer_the_controller_does_not_reach_the_destination,
             nothing_is_written_at_rest,
         ],
     )

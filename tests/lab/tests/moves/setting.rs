@@ -130,6 +130,17 @@ pub async fn start(lab: &Lab, manifest: Value) -> anyhow::Result<Guest> {
 
 /// Asks for a migration.
 pub async fn ask(lab: &Lab, guest: &Guest, name: &str, to: &Host) -> anyhow::Result<VirtualMachineMigration> {
+    ask_driven_by(lab, guest, name, to, "ManagedDirect").await
+}
+
+/// Asks for a migration of this control flow.
+pub async fn ask_driven_by(
+    lab: &Lab,
+    guest: &Guest,
+    name: &str,
+    to: &Host,
+    flow: &str,
+) -> anyhow::Result<VirtualMachineMigration> {
     let migration = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
         "kind": "VirtualMachineMigration",
@@ -137,7 +148,7 @@ pub async fn ask(lab: &Lab, guest: &Guest, name: &str, to: &Host) -> anyhow::Res
         "spec": {
             "virtualMachine": guest.name,
             "destination": {"host": to.name},
-            "controlFlow": "ManagedDirect",
+            "controlFlow": flow,
             "security": {"require": "None"},
         },
     }))?;
