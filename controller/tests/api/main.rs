@@ -13,4 +13,5 @@ mod authority;
 mod guests;
 mod hosts;
 mod migrations;
+mod tickets;
 mod world;
