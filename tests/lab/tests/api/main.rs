@@ -28,7 +28,10 @@ use agents::{
 use chart::{every_field_is_explained, helm_warns_of_nothing, images_must_be_named, listings_have_columns};
 use godwit_lab::{LabOptions, cases};
 use machine::{a_machine_is_checked, a_machine_is_fixed_once_written};
-use migration::{a_migration_is_checked, a_migration_is_fixed_once_written, an_unserved_field_is_refused};
+use migration::{
+    a_migration_is_checked, a_migration_is_fixed_once_written, an_unserved_field_is_refused,
+    what_is_left_out_is_refused_or_has_its_default,
+};
 use parties::{
     each_party_makes_the_writes_that_are_its_own, r3_a_decision_carries_no_other_change,
     r3_a_record_is_changed_by_its_parties_and_by_the_rules, r3_people_of_a_namespace_change_no_record,
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
             a_machine_is_checked,
             a_machine_is_fixed_once_written,
             a_migration_is_checked,
+            what_is_left_out_is_refused_or_has_its_default,
             a_migration_is_fixed_once_written,
             an_unserved_field_is_refused,
             nobody_else_writes_records,
