@@ -181,12 +181,9 @@ impl Opening {
     }
 
     fn handshake(&mut self) -> Result<(), OpenFailure> {
-        loop {
-            match self.step()? {
-                Step::Handshake => self.receive()?,
-                // A short stream may be over before its header is judged.
-                Step::Open | Step::Ended => break,
-            }
+        // It may be over with it: a short stream ends before its header is judged.
+        while self.step()? == Step::Handshake {
+            self.receive()?;
         }
         if self.session.alpn() != Some(ALPN_TUNNEL) {
             return Err(OpenFailure::Handshake(

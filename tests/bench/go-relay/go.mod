@@ -1,0 +1,3 @@
+module godwit.dev/bench/go-relay
+
+go 1.22
