@@ -243,7 +243,7 @@ async fn older_versions_are_asked_for_what_they_have() {
 }
 
 #[tokio::test]
-async fn limits_and_reasons_are_bounded() {
+async fn r11_limits_and_reasons_are_bounded() {
     let mut scripted = Scripted::new();
     let reasons: Vec<String> = (0..100)
         .map(|number| format!("{number} {}", "because ".repeat(1000)))
