@@ -5,7 +5,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::wildcard_enum_match_arm,
     reason = "tests fail by panicking"
 )]
 

@@ -113,28 +113,35 @@ impl Agent {
     }
 
     pub fn ended(&self, name: Channel) -> (u64, u64, Ending) {
-        self.event(|event| match event {
-            Event::Ended {
+        self.event(|event| {
+            let Event::Ended {
                 channel,
                 sent,
                 received,
                 ending,
-            } if *channel == name => Some((*sent, *received, ending.clone())),
-            _ => None,
+            } = event
+            else {
+                return None;
+            };
+            (*channel == name).then(|| (*sent, *received, ending.clone()))
         })
     }
 
     pub fn failed(&self, name: Channel) -> OpenFailure {
-        self.event(|event| match event {
-            Event::Failed { channel, failure } if *channel == name => Some(failure.clone()),
-            _ => None,
+        self.event(|event| {
+            let Event::Failed { channel, failure } = event else {
+                return None;
+            };
+            (*channel == name).then(|| failure.clone())
         })
     }
 
     pub fn rejected(&self) -> OpenFailure {
-        self.event(|event| match event {
-            Event::Rejected { failure } => Some(failure.clone()),
-            _ => None,
+        self.event(|event| {
+            let Event::Rejected { failure } = event else {
+                return None;
+            };
+            Some(failure.clone())
         })
     }
 
