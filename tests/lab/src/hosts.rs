@@ -16,6 +16,7 @@ use crate::chart::NAMESPACE;
 use crate::process::Process;
 use crate::processes::{self, Owner, Seen};
 use crate::run::Run;
+use crate::signer;
 
 /// The agent port.
 pub const AGENT_PORT: u16 = 16514;
@@ -26,6 +27,9 @@ pub const MIGRATION_PORTS: (u16, u16) = (49152, 49215);
 const USERS: u32 = 100;
 /// The first user id of the first run's first host: far above what systems give out.
 const FIRST_USER: u32 = 2_000_000_000;
+
+/// How long the certificates hold that agents ask for: as short as the API server allows, so that renewals are seen.
+const SHORTEST_CERTIFICATE: Duration = Duration::from_secs(600);
 
 /// A host.
 #[derive(Debug)]
@@ -45,8 +49,10 @@ pub struct Host {
 /// What an agent needs to know that is the lab's to choose.
 #[derive(Debug)]
 pub struct AgentFiles<'a> {
-    /// Its certificate.
+    /// Its certificate, and whom it believes.
     pub tls: &'a Files,
+    /// Whether it asks the signer for another certificate and does not use that one.
+    pub asks_signer: bool,
     /// Its kubeconfig.
     pub kubeconfig: &'a Path,
     /// Its pools, by name.
@@ -96,6 +102,22 @@ impl Host {
     pub fn configure(&self, files: &AgentFiles<'_>) -> anyhow::Result<()> {
         let endpoint = std::net::SocketAddr::new(self.address, AGENT_PORT).to_string();
         let (first, last) = MIGRATION_PORTS;
+        let (source, identity) = if files.asks_signer {
+            let lifetime = SHORTEST_CERTIFICATE.as_secs();
+            (
+                "certificateRequest",
+                json!({"ca": files.tls.authority, "signer": signer::NAME, "lifetimeSeconds": lifetime}),
+            )
+        } else {
+            (
+                "tls",
+                json!({
+                    "ca": files.tls.authority,
+                    "certificate": files.tls.certificate,
+                    "key": files.tls.key,
+                }),
+            )
+        };
         let configuration = json!({
             "host": self.name,
             "listen": endpoint,
@@ -105,11 +127,7 @@ impl Host {
             "stateDirectory": self.directory.join("state"),
             "runDirectory": self.directory.join("run"),
             "pools": files.pools,
-            "tls": {
-                "ca": files.tls.authority,
-                "certificate": files.tls.certificate,
-                "key": files.tls.key,
-            },
+            (source): identity,
             "kubeconfig": files.kubeconfig,
             "qemu": {"binary": files.qemu, "accelerator": accelerator::choice()},
             // Hosts are one machine here: their guests still are users of their own.

@@ -17,6 +17,7 @@ use crate::hosts::{AGENT_PORT, AgentFiles, Host};
 use crate::network::Network;
 use crate::process::Process;
 use crate::run::Run;
+use crate::signer::Signer;
 use crate::supervisor::Supervised;
 use crate::{accelerator, cache, chart, initramfs};
 
@@ -39,6 +40,7 @@ pub struct LabOptions {
     agents: bool,
     controller: bool,
     guest_files: bool,
+    signer: bool,
     teller: Teller,
 }
 
@@ -53,6 +55,7 @@ impl LabOptions {
             agents: true,
             controller: true,
             guest_files: true,
+            signer: false,
             teller: Arc::new(|_| {}),
         }
     }
@@ -92,6 +95,13 @@ impl LabOptions {
         self
     }
 
+    /// Whether the signer is started and the agents ask it for their certificates. Else they have them from the lab.
+    #[must_use]
+    pub fn signer(mut self, start: bool) -> Self {
+        self.signer = start;
+        self
+    }
+
     /// Whom to tell about each step.
     #[must_use]
     pub fn tell(mut self, teller: Teller) -> Self {
@@ -103,6 +113,7 @@ impl LabOptions {
 /// A running lab. Dropped, it kills its processes; [`Lab::stop`] takes everything down in order and checks.
 pub struct Lab {
     controller: Option<Supervised>,
+    signer: Option<Signer>,
     /// The hosts: the first is `h1`.
     pub hosts: Vec<Host>,
     /// The control plane.
@@ -188,6 +199,7 @@ impl Lab {
             .await?;
             host.configure(&AgentFiles {
                 tls: &tls,
+                asks_signer: options.signer,
                 kubeconfig: agent.kubeconfig(),
                 pools: &BTreeMap::from([("default".to_owned(), pool.clone())]),
                 qemu: Path::new("qemu-system-x86_64"),
@@ -197,6 +209,7 @@ impl Lab {
         }
         let mut lab = Self {
             controller: None,
+            signer: None,
             hosts,
             control_plane,
             network,
@@ -207,6 +220,10 @@ impl Lab {
             pool,
             run: Some(run),
         };
+        if options.signer {
+            tell("signer");
+            lab.start_signer().await?;
+        }
         if options.agents && options.hosts > 0 {
             tell("agents");
             for number in 1..=options.hosts {
@@ -325,6 +342,34 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts the signer, unless it runs. It issues with [`Lab::authority`].
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_signer(&mut self) -> anyhow::Result<()> {
+        if self
+            .signer
+            .as_mut()
+            .is_some_and(|signer| signer.process.exited().is_none())
+        {
+            return Ok(());
+        }
+        let signer = Signer::start(self.run()?, &self.control_plane, &self.programs, &self.authority).await?;
+        self.signer = Some(signer);
+        Ok(())
+    }
+
+    /// Kills the signer as `kill -9` does.
+    pub fn kill_signer(&mut self) {
+        self.signer = None;
+    }
+
+    /// The signer, if it was started and not killed.
+    #[must_use]
+    pub fn signer(&self) -> Option<&Signer> {
+        self.signer.as_ref()
+    }
+
     /// Kills the controller as `kill -9` does.
     pub fn kill_controller(&mut self) {
         // Dropping a part kills it.
@@ -408,6 +453,9 @@ impl Lab {
             }
             host.kill_agent();
         }
+        if let Some(mut signer) = self.signer.take() {
+            complaints.extend(end(&mut signer.process).await.err());
+        }
         for part in self.control_plane.parts() {
             complaints.extend(part.check().err());
             part.kill();
@@ -442,6 +490,9 @@ impl Lab {
         }
         if let Some(controller) = self.controller.take() {
             controller.take()?.leave();
+        }
+        if let Some(signer) = self.signer.take() {
+            signer.leave().await?;
         }
         for host in &mut self.hosts {
             if let Some(agent) = host.agent() {
@@ -496,6 +547,8 @@ fn controller(program: &Path, kubeconfig: &Path, certificates: &Path) -> Command
         .arg("--tls-key")
         .arg(certificates.join("tls.key"))
         .args(["--namespace", chart::NAMESPACE])
+        // A third of the default, so that a case about silence does not take half a minute.
+        .args(["--peer-silence", "10"])
         // There is one, as in the chart's deployment; started again, it leads at once.
         .args(["--identity", "lab"]);
     command
@@ -511,7 +564,7 @@ fn ready(host: &VirtualMachineHost) -> bool {
 /// Builds what is to be built, and fills the pool.
 async fn prepare_files(options: &LabOptions, run: &Run) -> anyhow::Result<(PathBuf, PathBuf)> {
     use std::os::unix::fs::PermissionsExt as _;
-    let programs = if options.agents || options.controller {
+    let programs = if options.agents || options.controller || options.signer {
         (options.teller)("programs");
         tokio::task::spawn_blocking(cache::build_programs).await??
     } else {

@@ -22,6 +22,7 @@ pub mod observer;
 pub mod process;
 pub mod processes;
 pub mod run;
+pub mod signer;
 pub mod supervisor;
 
 pub use hosts::Host;

@@ -1,0 +1,136 @@
+//! Agents that ask the signer.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use godwit_crds::{ConditionStatus, VirtualMachineMigration};
+use godwit_lab::guest::{self, Guest, migrations};
+use godwit_lab::initramfs::KERNEL_OPTIONS;
+use godwit_lab::{Host, Lab};
+use godwit_protocol::PeerIdentity;
+use kube::api::PostParams;
+use serde_json::json;
+
+use crate::wire::{answers, connect, controller, credentials, within};
+
+/// For a migration.
+const MOVES_WITHIN: Duration = Duration::from_secs(90);
+
+/// The agent's own key and certificate.
+fn kept(host: &Host) -> PathBuf {
+    host.directory.join("run/identity/identity.pem")
+}
+
+pub async fn r1_each_agent_has_the_certificate_of_its_own_host(lab: &mut Lab) -> anyhow::Result<()> {
+    let tls = controller(&lab.authority, lab.authority.certificate())?;
+    let mut keys = Vec::new();
+    for number in 1..=2 {
+        let host = &lab.hosts[number - 1];
+        let text = std::fs::read_to_string(kept(host))?;
+        let mode = std::fs::metadata(kept(host))?.permissions().mode();
+        ensure!(mode & 0o777 == 0o600, "{mode:o}");
+        let own = credentials(lab.authority.certificate(), text.as_bytes(), &text)?;
+        ensure!(
+            *own.identity() == PeerIdentity::Host(host.name.clone()),
+            "{own:?}"
+        );
+        keys.push(text);
+        answers(&connect(lab, number, &host.name, &tls).await?).await?;
+    }
+    ensure!(keys[0] != keys[1], "two hosts share a key");
+    // Who answers at h1 is not taken for h2.
+    let fault = connect(lab, 1, "h2", &tls)
+        .await
+        .err()
+        .context("h1 passed for h2")?;
+    ensure!(fault.reason == "CertificateRejected", "{fault:?}");
+    Ok(())
+}
+
+pub async fn a_restarted_agent_needs_no_signer(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.kill_signer();
+    let before = std::fs::read(kept(&lab.hosts[0]))?;
+    lab.restart_agent(1)?;
+    lab.wait_until_ready().await?;
+    ensure!(
+        std::fs::read(kept(&lab.hosts[0]))? == before,
+        "it has another certificate"
+    );
+    lab.start_signer().await
+}
+
+pub async fn a_guest_moves_between_agents_with_certificates_from_the_signer(
+    lab: &mut Lab,
+) -> anyhow::Result<()> {
+    let options: Vec<_> = KERNEL_OPTIONS.split_whitespace().collect();
+    let machine = serde_json::from_value(json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachine",
+        "metadata": {"name": "known", "namespace": guest::NAMESPACE},
+        "spec": {
+            "host": "h1",
+            "machine": {"type": "pc-q35-10.0"},
+            "cpu": {"count": 1, "model": "qemu64"},
+            "memory": "128Mi",
+            "boot": {"kernel": {
+                "image": {"file": "vmlinuz"},
+                "initramfs": {"file": "initramfs.cpio"},
+                "commandLine": options.join(" "),
+            }},
+        },
+    }))?;
+    let guest = Guest::create(lab, &machine, Duration::from_millis(5)).await?;
+    guest.wait_until_it_ticks(lab).await?;
+    let migration = serde_json::from_value(json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachineMigration",
+        "metadata": {"name": "known-1", "namespace": guest::NAMESPACE},
+        "spec": {
+            "virtualMachine": "known",
+            "destination": {"host": "h2"},
+            "controlFlow": "ManagedDirect",
+            "security": {"require": "None"},
+        },
+    }))?;
+    migrations(lab).create(&PostParams::default(), &migration).await?;
+    let is_true = |migration: &VirtualMachineMigration, type_: &str| {
+        migration
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .any(|condition| condition.type_ == type_ && condition.status == ConditionStatus::True)
+    };
+    let over = |migration: Option<&VirtualMachineMigration>| {
+        migration.is_none_or(|migration| is_true(migration, "Succeeded") || is_true(migration, "Failed"))
+    };
+    let ended = guest::until(&migrations(lab), "known-1", MOVES_WITHIN, "it ends", over)
+        .await?
+        .context("the migration is gone")?;
+    if !is_true(&ended, "Succeeded") {
+        bail!("{:?}", ended.status.and_then(|status| status.failure));
+    }
+    let holder = guest.record(lab.client()).await?.spec.holder;
+    ensure!(holder == "h2", "{holder}");
+    guest.wait_for_ticks(20, crate::wire::SOON)
+}
+
+/// Certificates hold for ten minutes here and are renewed after a little more than half of that.
+pub async fn renewal_breaks_no_connection(lab: &mut Lab) -> anyhow::Result<()> {
+    let tls = controller(&lab.authority, lab.authority.certificate())?;
+    let client = connect(lab, 1, "h1", &tls).await?;
+    let before = std::fs::read(kept(&lab.hosts[0]))?;
+    within(
+        Duration::from_secs(420),
+        "the certificate is renewed",
+        &mut async || {
+            answers(&client).await?;
+            let now = std::fs::read(kept(&lab.hosts[0]))?;
+            Ok((now != before).then_some(()))
+        },
+    )
+    .await?;
+    answers(&client).await?;
+    answers(&connect(lab, 1, "h1", &tls).await?).await
+}
