@@ -17,7 +17,7 @@ test: ## Run all tests
 	@tests/run
 
 .PHONY: test-all
-test-all: ## Run all tests, and the long ones: the model with three faults, many and new random histories
+test-all: ## Run all tests, and the long ones: the model with three faults, deadlines that run out, many and new random histories
 	@tests/run --long
 
 .PHONY: lint

@@ -1,4 +1,7 @@
 //! What the guest does by itself while memory travels.
+//!
+//! Nobody can pause it by hand: the VirtualMachine has no field for that, and the monitor's socket serves one client, the
+//! agent. What becomes of a guest that is paused all the same is among the agent's own tests.
 
 use anyhow::ensure;
 use godwit_crds::virtual_machine::GuestState;
