@@ -16,7 +16,17 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root};
 
 /// The system's programs and libraries. Where one is a link, as `/bin` is on most systems, it stays one.
-const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+const SYSTEM: [&str; 9] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/gnu/store",
+];
 
 /// What programs and libraries read of the configuration: where libraries lie, which ciphers are allowed.
 const CONFIGURATION: [&str; 7] = [

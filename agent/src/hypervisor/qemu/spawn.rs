@@ -87,15 +87,19 @@ pub fn spawn(
     child
 }
 
-/// A program given by its name alone is looked up in PATH: the sandbox must know where it lies.
+/// The file that a program is: by its name alone it is looked up in PATH, and links are followed, since what they lead
+/// through is not in the sandbox. One that is not there stays as it was given.
 pub fn find(program: &Path) -> PathBuf {
-    if program.components().count() != 1 || program.has_root() {
-        return program.into();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(program))
-        .find(|found| found.is_file())
+    let found = if program.components().count() == 1 && !program.has_root() {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        std::env::split_paths(&path)
+            .map(|directory| directory.join(program))
+            .find(|found| found.is_file())
+    } else {
+        Some(program.into())
+    };
+    found
+        .and_then(|found| found.canonicalize().ok())
         .unwrap_or_else(|| program.into())
 }
 
@@ -159,6 +163,20 @@ mod tests {
         .unwrap();
         child.wait().unwrap();
         assert_eq!(log.tail(), "0 1 2 10 11 second");
+    }
+
+    #[test]
+    fn a_program_is_found_by_its_name_and_through_links() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink("/bin/sh", &link).unwrap();
+        let shell = Path::new("/bin/sh").canonicalize().unwrap();
+        for given in [Path::new("sh"), Path::new("/bin/sh"), &link] {
+            assert_eq!(find(given), shell, "{}", given.display());
+        }
+        for missing in ["no-such-program", "/nowhere/qemu"] {
+            assert_eq!(find(Path::new(missing)), Path::new(missing));
+        }
     }
 
     #[test]
