@@ -11,6 +11,7 @@ mod rest;
 mod rows;
 mod setting;
 mod throughput;
+mod tunnel;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ enum Measurement {
     Throughput,
     /// Downtime against QMP by hand.
     Downtime,
+    /// The relay by itself: no lab, no guest.
+    Tunnel,
 }
 
 /// How much of each there is.
@@ -53,6 +56,7 @@ struct Extent {
     overhead: usize,
     throughput: usize,
     downtime: usize,
+    tunnel: tunnel::Extent,
     settle: Duration,
     rest: Duration,
 }
@@ -61,6 +65,10 @@ const FULL: Extent = Extent {
     overhead: 25,
     throughput: 11,
     downtime: 21,
+    tunnel: tunnel::Extent {
+        rounds: 11,
+        mebibytes: 2048,
+    },
     settle: Duration::from_secs(15),
     rest: Duration::from_secs(60),
 };
@@ -69,11 +77,18 @@ const QUICK: Extent = Extent {
     overhead: 2,
     throughput: 1,
     downtime: 2,
+    tunnel: tunnel::Extent {
+        rounds: 2,
+        mebibytes: 256,
+    },
     settle: Duration::from_secs(3),
     rest: Duration::from_secs(5),
 };
 
 fn main() -> ExitCode {
+    if let Some(code) = tunnel::plain::run_if_asked() {
+        return code;
+    }
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
@@ -103,11 +118,29 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     let wanted = |measurement| arguments.only.is_empty() || arguments.only.contains(&measurement);
     let begun = Instant::now();
     println!("{}", machine()?);
+    let mut results = Results::default();
+    if wanted(Measurement::Tunnel) {
+        say("the relay by itself");
+        let measured = tokio::task::spawn_blocking(move || tunnel::measure(extent.tunnel)).await?;
+        results.take(measured);
+    }
+    let in_lab = |measurement: &Measurement| *measurement != Measurement::Tunnel;
+    if arguments.only.is_empty() || arguments.only.iter().any(in_lab) {
+        measure_in_lab(&extent, wanted, &mut results).await?;
+    }
+    report(&results, arguments, begun)
+}
+
+/// What is measured on hosts and guests.
+async fn measure_in_lab(
+    extent: &Extent,
+    wanted: impl Fn(Measurement) -> bool,
+    results: &mut Results,
+) -> anyhow::Result<()> {
     let mut lab = Lab::start(LabOptions::new("bench")).await?;
     for skipped in lab.network.skipped() {
         println!("{skipped}");
     }
-    let mut results = Results::default();
     if wanted(Measurement::Rest) {
         say("memory at rest");
         results.take(rest::memory(&mut lab, extent.settle).await);
@@ -129,11 +162,15 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         say("API writes at rest");
         results.take(rest::writes(&lab, extent.settle, extent.rest).await);
     }
+    lab.stop().await
+}
+
+/// Prints and writes what was measured; whether all targets are met.
+fn report(results: &Results, arguments: &Arguments, begun: Instant) -> anyhow::Result<bool> {
     let Results { rows, failures } = results;
-    lab.stop().await?;
     let path = cache::workspace().join("target/bench/results.json");
-    rows::write(&rows, &path)?;
-    println!("\n{}", rows::table(&rows));
+    rows::write(rows, &path)?;
+    println!("\n{}", rows::table(rows));
     if arguments.quick {
         println!("These are too few rounds to judge by.");
     }
@@ -143,7 +180,7 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         begun.elapsed().as_secs_f64(),
         path.display()
     );
-    if failures > 0 {
+    if *failures > 0 {
         bail!("{failures} of the measurements failed");
     }
     Ok(rows.iter().all(|row| row.holds != Some(false)))
