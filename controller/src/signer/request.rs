@@ -92,12 +92,10 @@ impl Requested {
         request.verify_signature().map_err(|_| RequestError::NoProof)?;
         let (mut names, mut more) = (Vec::new(), false);
         for extension in request.requested_extensions().into_iter().flatten() {
-            match extension {
-                ParsedExtension::SubjectAlternativeName(alternative) => {
-                    names.extend(alternative.general_names.iter().map(name));
-                }
-                #[allow(clippy::wildcard_enum_match_arm, reason = "every other extension there is")]
-                _ => more = true,
+            if let ParsedExtension::SubjectAlternativeName(alternative) = extension {
+                names.extend(alternative.general_names.iter().map(name));
+            } else {
+                more = true;
             }
         }
         let key = &request.certification_request_info.subject_pki;
@@ -111,10 +109,10 @@ impl Requested {
 }
 
 fn name(name: &GeneralName<'_>) -> Name {
-    #[allow(clippy::wildcard_enum_match_arm, reason = "every other name there is")]
-    match name {
-        GeneralName::URI(uri) => Name::Uri((*uri).to_owned()),
-        other => Name::Other(other.to_string()),
+    if let GeneralName::URI(uri) = name {
+        Name::Uri((*uri).to_owned())
+    } else {
+        Name::Other(name.to_string())
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Authority {
 pub enum Dates {
     Good,
     Past,
+    Future,
 }
 
 impl Authority {
@@ -44,9 +45,14 @@ impl Authority {
         parameters
             .subject_alt_names
             .push(SanType::URI(uri.try_into().unwrap()));
-        if dates == Dates::Past {
-            parameters.not_before = rcgen::date_time_ymd(2001, 1, 1);
-            parameters.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        let years = match dates {
+            Dates::Good => None,
+            Dates::Past => Some((2001, 2002)),
+            Dates::Future => Some((2090, 2091)),
+        };
+        if let Some((from, until)) = years {
+            parameters.not_before = rcgen::date_time_ymd(from, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(until, 1, 1);
         }
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let write = |suffix: &str, content: String| -> PathBuf {

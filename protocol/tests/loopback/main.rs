@@ -13,5 +13,6 @@ mod calls;
 mod handshakes;
 mod limits;
 mod raw;
+mod rotation;
 mod scripted;
 mod versions;

@@ -75,14 +75,14 @@ fn with(change: impl FnOnce(&mut CertificateSigningRequestSpec)) -> Decision {
 fn refused(decision: Decision) -> &'static str {
     match decision {
         Decision::Deny(refusal) => refusal.reason,
-        other => panic!("{other:?}"),
+        other @ (Decision::Issue(_) | Decision::Leave) => panic!("{other:?}"),
     }
 }
 
 fn issued(decision: Decision) -> Grant {
     match decision {
         Decision::Issue(grant) => grant,
-        other => panic!("{other:?}"),
+        other @ (Decision::Deny(_) | Decision::Leave) => panic!("{other:?}"),
     }
 }
 
