@@ -163,7 +163,9 @@ pub(super) async fn drive(assignment: Assignment) {
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = loop {
-        if let Stand::Ended(outcome) = drive.driver.stand() {
+        if let Stand::Ended(outcome) = drive.driver.stand()
+            && !drive.may_begin()
+        {
             break outcome;
         }
         tokio::select! {
@@ -345,6 +347,7 @@ impl Drive {
                 let (records, terms) = (self.parts.records.clone(), self.terms().clone());
                 self.write(key, async move { records.advance(&terms).await });
             }
+            DriverEffect::DecideRecord(Decision::Aborted) if self.may_begin() => {}
             DriverEffect::DecideRecord(Decision::Aborted) => {
                 let (records, terms) = (self.parts.records.clone(), self.terms().clone());
                 self.write(key, async move { records.abort(&terms).await });
@@ -376,6 +379,12 @@ impl Drive {
             }
             DriverEffect::Settle => self.order_source(key, Order::Settle),
         }
+    }
+
+    /// Whether the source may yet begin, or has begun and not said so: that it knows nothing is no evidence then.
+    fn may_begin(&self) -> bool {
+        *self.driver.source() == SideView::NoSuchMigration
+            && (self.given.in_flight(OrderKey::Begin) || self.definition.is_some())
     }
 
     /// Begins once the destination has been heard: one that cannot be reached costs nothing then.
@@ -473,7 +482,6 @@ impl Drive {
                     Ok(()) => {
                         let cause = gave_up.cause;
                         self.kept.view.gave_up = Some(gave_up);
-                        self.forget_the_unreached();
                         self.step(match cause {
                             Cause::Cancelled => DriverEvent::Cancel,
                             Cause::DestinationFailed
@@ -487,6 +495,8 @@ impl Drive {
                             | Cause::HypervisorRefused
                             | Cause::Reverted => DriverEvent::OrderFailed(cause),
                         });
+                        // Only now: it would else be begun with.
+                        self.forget_the_unreached();
                         self.show();
                     }
                     Err(error) => {

@@ -6,12 +6,12 @@ use anyhow::{Context as _, ensure};
 use godwit_crds::migration::MigrationPhase;
 use godwit_crds::{Decision, VirtualMachineMigration};
 use godwit_lab::Lab;
-use godwit_lab::guest::{Guest, migrations};
+use godwit_lab::guest::{self, Guest, migrations};
 
 use crate::endings::cancelled;
 use crate::setting::{
-    MOVES_WITHIN, SOON, ask_driven_by, cancel, clear, ended, is_true, linux, lives_on, reaches, restless,
-    start, succeeds,
+    MOVES_WITHIN, SOON, ask_driven_by, cancel, clear, ended, is_true, linux, lives_on, restless, start,
+    succeeds,
 };
 
 const CHECKED_WITHIN: Duration = Duration::from_secs(30);
@@ -32,7 +32,19 @@ async fn under_way(lab: &mut Lab, name: &str, migration: &str) -> anyhow::Result
     let guest = start(lab, restless(name)).await?;
     lab.network.shape(1, Some(100))?;
     ask(lab, &guest, migration, 2).await?;
-    reaches(lab, migration, MigrationPhase::Perform).await?;
+    let travels = |migration: Option<&VirtualMachineMigration>| {
+        let status = migration.and_then(|migration| migration.status.as_ref());
+        let progress = status.and_then(|status| status.progress.as_ref());
+        progress.is_some_and(|progress| progress.transferred_bytes > 0)
+    };
+    guest::until(
+        &migrations(lab),
+        migration,
+        MOVES_WITHIN,
+        "memory travels",
+        travels,
+    )
+    .await?;
     Ok(Some(guest))
 }
 
