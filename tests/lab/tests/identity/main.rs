@@ -11,6 +11,7 @@
 mod agents;
 mod pods;
 mod requests;
+mod rights;
 mod rotation;
 mod wire;
 
@@ -30,6 +31,7 @@ use requests::{
     r4_claims_are_the_api_servers_and_not_the_requesters, r4_nobody_approves_for_the_signer,
     r4_other_accounts_get_nothing,
 };
+use rights::r1_only_the_signer_signs_and_it_does_nothing_else;
 use rotation::r5_two_roots_hold_during_a_rotation;
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             r4_claims_are_the_api_servers_and_not_the_requesters,
             r4_other_accounts_get_nothing,
             r4_nobody_approves_for_the_signer,
+            r1_only_the_signer_signs_and_it_does_nothing_else,
             r1_a_pod_gets_the_certificate_of_its_node,
             r4_only_its_own_node_asks_for_a_pod,
             r4_the_signer_serves_godwits_pods_alone,
