@@ -54,17 +54,17 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
     #[rustfmt::skip]
     let table: &[(&str, &str, &str, &str)] = &[
         // resource, namespace, the controller's verbs, an agent's verbs
-        ("virtualmachines.godwit.dev", "any", "get list watch update patch", ""),
-        ("virtualmachines.godwit.dev/status", "any", "get update patch", ""),
-        ("virtualmachines.godwit.dev/finalizers", "any", "update", ""),
-        ("virtualmachinemigrations.godwit.dev", "any", "get list watch update patch", ""),
-        ("virtualmachinemigrations.godwit.dev/status", "any", "get update patch", ""),
-        ("virtualmachinemigrations.godwit.dev/finalizers", "any", "update", ""),
+        ("virtualmachines.godwit.dev", "any", "get list watch patch", ""),
+        ("virtualmachines.godwit.dev/status", "any", "patch", ""),
+        ("virtualmachines.godwit.dev/finalizers", "any", "", ""),
+        ("virtualmachinemigrations.godwit.dev", "any", "get list watch patch", ""),
+        ("virtualmachinemigrations.godwit.dev/status", "any", "patch", ""),
+        ("virtualmachinemigrations.godwit.dev/finalizers", "any", "", ""),
         ("virtualmachinehosts.godwit.dev", "", READ, "get create patch"),
-        ("virtualmachinehosts.godwit.dev/status", "", "get patch", "patch"),
-        ("guestrecords.godwit.dev", "", "get list watch create update patch delete", "get update"),
-        ("events.events.k8s.io", "any", "create update patch", ""),
-        ("leases.coordination.k8s.io", "own", "get list watch create update patch", "create patch"),
+        ("virtualmachinehosts.godwit.dev/status", "", "patch", "patch"),
+        ("guestrecords.godwit.dev", "", "get list watch create update delete", "get update"),
+        ("events.events.k8s.io", "any", "create patch", ""),
+        ("leases.coordination.k8s.io", "own", "get list watch create", "create patch"),
         ("leases.coordination.k8s.io", "any", "", ""),
         ("secrets", "own", "", ""),
         ("secrets", "any", "", ""),
@@ -102,8 +102,14 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
             }
         }
     }
-    // Two objects by name, in godwit's own namespace: what signs tickets is the controller's alone.
+    // Objects by name, in godwit's own namespace: what signs tickets is the controller's alone, and of the Leases it
+    // changes the one that says which controller leads.
     for (what, controller, agent) in [
+        (
+            ("leases.coordination.k8s.io", "godwit-controller"),
+            "get list watch create update",
+            "create patch",
+        ),
         (("secrets", "godwit-ticket-key"), "get update", ""),
         (("configmaps", "godwit-ticket-keys"), "get update", "get"),
     ] {
