@@ -11,6 +11,7 @@ use godwit_handover::{
 };
 use godwit_protocol::gate::Peer;
 use godwit_protocol::server::{self, Limits};
+use godwit_protocol::version::{self, Versions};
 use godwit_protocol::{
     Fault, GuestAnswer, GuestState, Order, OrderAnswer, Progress, ServerTls, Side, StartGuest, Update, wire,
 };
@@ -28,6 +29,8 @@ pub type Fabric = Mutex<HashMap<String, Arc<Agent>>>;
 pub struct Script {
     /// Refuse Prepare with this.
     pub refuse_prepare: Option<Fault>,
+    /// Speak only this version of the protocol.
+    pub only_version: Option<u32>,
     /// Refuse to start guests with this.
     pub refuse_start: Option<Fault>,
     /// The stream does not end by itself.
@@ -181,7 +184,18 @@ impl wire::agent_server::Agent for Service {
         &self,
         request: Request<wire::HelloRequest>,
     ) -> Result<Response<wire::HelloReply>, Status> {
-        let version = Peer::of(&request)?.settle(request.get_ref())?;
+        let settled = Peer::of(&request)?.settle(request.get_ref())?;
+        let only = self.0.script.lock().unwrap().only_version;
+        let version = match only {
+            Some(only) => version::settle(
+                Versions {
+                    oldest: only,
+                    newest: only,
+                },
+                version::OURS,
+            )?,
+            None => settled,
+        };
         Ok(Response::new(server::hello_reply(
             version,
             "scripted",

@@ -132,6 +132,34 @@ async fn an_agents_refusal_is_told_and_the_next_attempt_is_free() {
     world.end().await;
 }
 
+/// The agent is newer by more than one version: both ranges are named, and the source is told to let go of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn an_agent_of_another_protocol_version_is_refused() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let other = godwit_protocol::version::NEWEST + 1;
+    world.agents["b"].agent.script.lock().unwrap().only_version = Some(other);
+    world.migrate("first", "web", &world.hosts["b"]).await;
+    let failure = world.until_phase("first", "Failed").await.failure.unwrap();
+    assert_eq!(failure.reason, "ProtocolVersionUnsupported");
+    let ranges = format!("speaks {other}, the other {}", godwit_protocol::version::OURS);
+    assert!(failure.message.contains(&ranges), "{}", failure.message);
+    let decision = world.record(&guest).await.unwrap().spec.decision;
+    assert!(
+        matches!(decision, Decision::None | Decision::Aborted),
+        "{decision:?}"
+    );
+    let given = world.orders("a");
+    assert!(!given.contains(&"Perform".to_owned()), "{given:?}");
+    assert_eq!(world.orders("b"), Vec::<String>::new());
+
+    world.agents["b"].agent.script.lock().unwrap().only_version = None;
+    world.migrate("second", "web", &world.hosts["b"]).await;
+    world.until_phase("second", "Succeeded").await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a Kubernetes API server"]
 async fn a_migration_is_cancelled_by_word_and_by_deletion() {

@@ -12,6 +12,7 @@ use godwit_guest::line::Line;
 use godwit_lab::Lab;
 use godwit_lab::boot_sector::BootSector;
 use godwit_lab::console::type_at;
+use godwit_lab::guest::STARTS_WITHIN;
 use godwit_lab::lab::{INITRAMFS, KERNEL};
 use godwit_lab::observer::Observer;
 use godwit_lab::processes::Seen;
@@ -129,7 +130,7 @@ impl Guest {
             linux,
         };
         guest.state(lab, GuestState::Running).await?;
-        guest.ticks_at("h1").await?;
+        guest.ticks_within(STARTS_WITHIN, "h1").await?;
         Ok(guest)
     }
 
@@ -153,8 +154,12 @@ impl Guest {
 
     /// Waits until the guest has counted on at a host since now: it runs there.
     pub async fn ticks_at(&self, host: &str) -> anyhow::Result<()> {
+        self.ticks_within(PATIENCE, host).await
+    }
+
+    async fn ticks_within(&self, patience: Duration, host: &str) -> anyhow::Result<()> {
         let before = self.ticks(host);
-        until("the guest counts", async || {
+        until_within(patience, "the guest counts", async || {
             Ok((self.ticks(host) >= before + 5).then_some(()))
         })
         .await
