@@ -23,8 +23,18 @@ pub type Destination = StreamOwned<ServerConnection, TcpStream>;
 
 /// Connects as a source would, once the handshake has begun; the far end is to be handed on meanwhile.
 pub fn source(to: SocketAddr, credentials: Option<&Credentials>, alpn: &[&[u8]]) -> Source {
+    source_with(to, credentials, alpn, &rustls::version::TLS13)
+}
+
+/// With a version of TLS that may be an older one.
+pub fn source_with(
+    to: SocketAddr,
+    credentials: Option<&Credentials>,
+    alpn: &[&[u8]],
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Source {
     let config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[version])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(verifier())));

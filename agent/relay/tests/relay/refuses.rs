@@ -28,7 +28,7 @@ fn refused(rig: &Rig, header: &[u8; LENGTH], expected: Refusal) {
 }
 
 #[test]
-fn each_wrong_header_is_refused_by_name_and_others_go_on() {
+fn r2_each_wrong_header_is_refused_by_name_and_others_go_on() {
     let rig = Rig::new();
     let first = memory();
     let (mut near, mut far) = rig.channel(&first);
@@ -152,6 +152,23 @@ fn r4_the_source_speaks_with_the_destination_of_this_migration_only() {
         handshake_fails(&rig.source.failed(name.channel), why);
         drop(near);
     }
+}
+
+#[test]
+fn r5_an_older_tls_is_not_spoken() {
+    let rig = Rig::new();
+    let credentials = rig.authority.of(SOURCE);
+    let mut source = peers::source_with(
+        rig.address(),
+        Some(&credentials),
+        &[ALPN_TUNNEL],
+        &rustls::version::TLS12,
+    );
+    source.conn.write_tls(&mut source.sock).unwrap();
+    rig.arrive();
+    let error = source.read(&mut [0; 1]).unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    handshake_fails(&rig.destination.rejected(), "Tls12NotOfferedOrEnabled");
 }
 
 #[test]
