@@ -75,6 +75,10 @@ pub struct MigrateArgs {
     /// The VirtualMachineHost that is to run it
     #[arg(long, value_name = "HOST", value_parser = object_name)]
     pub to: String,
+    /// Have the controller drive each phase itself; left out, the source's agent drives, and goes on without the
+    /// controller
+    #[arg(long)]
+    pub managed: bool,
     /// Accept that guest memory crosses the network unencrypted; must be said, as nothing else is served yet
     #[arg(long)]
     pub plain_text: bool,

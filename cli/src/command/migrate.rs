@@ -73,7 +73,11 @@ fn request(args: &MigrateArgs) -> VirtualMachineMigration {
         destination: Destination {
             host: args.to.clone(),
         },
-        control_flow: ControlFlow::ManagedDirect,
+        control_flow: if args.managed {
+            ControlFlow::ManagedDirect
+        } else {
+            ControlFlow::default()
+        },
         transport: Transport::Native,
         security: Security {
             require: SecurityRequirement::None,
@@ -128,6 +132,7 @@ mod tests {
         MigrateArgs {
             vm: "web1".into(),
             to: "node-b".into(),
+            managed: false,
             plain_text: true,
             name: None,
             max_downtime: None,
@@ -148,7 +153,7 @@ mod tests {
                 "kind": "VirtualMachineMigration",
                 "metadata": {"generateName": "web1-"},
                 "spec": {
-                    "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "ManagedDirect",
+                    "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "PeerToPeer",
                     "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms", "bandwidth": "0"},
                     "cancel": false
                 }
@@ -162,6 +167,7 @@ mod tests {
             name: Some("m1".into()),
             max_downtime: Some("50ms".into()),
             bandwidth: Some("100Mi".into()),
+            managed: true,
             ..args()
         };
         let object = request(&given);
@@ -169,6 +175,7 @@ mod tests {
         assert_eq!(object.metadata.generate_name, None);
         assert_eq!(object.spec.tuning.max_downtime, "50ms");
         assert_eq!(object.spec.tuning.bandwidth, "100Mi");
+        assert_eq!(object.spec.control_flow, ControlFlow::ManagedDirect);
     }
 
     #[test]

@@ -252,7 +252,7 @@ spec:
   virtualMachine: {GUEST}
   destination:
     host: {to}
-  controlFlow: ManagedDirect
+  controlFlow: PeerToPeer
   security:
     require: None
 ",
