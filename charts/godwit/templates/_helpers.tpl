@@ -64,3 +64,16 @@ request.userInfo.?extra[?"authentication.kubernetes.io/node-name"][?0].orValue("
 {{- define "godwit.noNode" -}}
 this token is bound to no node, so it cannot be known which host's agent this is
 {{- end }}
+
+{{/* A certificate from the signer by way of the kubelet, and the roots to believe in: renewed while the pod runs. */}}
+{{- define "godwit.podCertificate" -}}
+- podCertificate:
+    signerName: {{ .Values.signer.name }}
+    keyType: ECDSAP256
+    maxExpirationSeconds: {{ int .Values.signer.longestLifetimeSeconds }}
+    credentialBundlePath: bundle.pem
+- clusterTrustBundle:
+    signerName: {{ .Values.signer.name }}
+    labelSelector: {matchLabels: {godwit.dev/trust: agent}}
+    path: ca.crt
+{{- end }}

@@ -210,6 +210,27 @@ fn a_request_that_proves_nothing_is_refused() {
     }
 }
 
+#[test]
+fn r4_an_altered_request_is_refused_or_gives_what_was_signed() {
+    let good = pkcs10(&[NODE_A]).der().to_vec();
+    let signed = issued(with(|spec| spec.request = ByteString(pem_rfc(&good))));
+    for position in 0..good.len() {
+        let mut altered = good.clone();
+        altered[position] ^= 0x20;
+        let decision = with(|spec| spec.request = ByteString(pem_rfc(&altered)));
+        match decision {
+            Decision::Deny(_) => {}
+            // The frame around what is signed was altered, and was read all the same.
+            Decision::Issue(grant) => assert_eq!(grant, signed, "byte {position}"),
+            Decision::Leave => panic!("byte {position}: left"),
+        }
+    }
+    for length in 0..good.len() {
+        let decision = with(|spec| spec.request = ByteString(pem_rfc(&good[..length])));
+        assert_eq!(refused(decision), REQUEST_MALFORMED, "{length} bytes");
+    }
+}
+
 /// DER as a request in PEM form.
 fn pem_rfc(der: &[u8]) -> Vec<u8> {
     let base64 = serde_json::to_string(&ByteString(der.to_vec())).unwrap();

@@ -24,6 +24,9 @@ enum Word {
         /// Only the control plane and the chart, with hosts prepared but nothing started on them.
         #[arg(long)]
         bare: bool,
+        /// Start the signer too, and let the agents ask it for their certificates.
+        #[arg(long)]
+        signer: bool,
     },
     /// Show the runs on this machine.
     Status,
@@ -46,22 +49,23 @@ fn main() -> ExitCode {
 
 fn run_command(command: Word) -> anyhow::Result<()> {
     match command {
-        Word::Up { hosts, bare } => tokio::runtime::Builder::new_multi_thread()
+        Word::Up { hosts, bare, signer } => tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?
-            .block_on(up(hosts, bare)),
+            .block_on(up(hosts, bare, signer)),
         Word::Status => status(),
         Word::Down { runs } => down(&runs),
     }
 }
 
-async fn up(hosts: u8, bare: bool) -> anyhow::Result<()> {
+async fn up(hosts: u8, bare: bool, signer: bool) -> anyhow::Result<()> {
     let begun = Instant::now();
     let options = LabOptions::new("up")
         .hosts(usize::from(hosts))
         .agents(!bare)
         .guest_files(!bare)
         .controller(!bare)
+        .signer(signer)
         .tell(Arc::new(move |step| {
             println!("{:5.1} s  {step}", begun.elapsed().as_secs_f64())
         }));
