@@ -183,8 +183,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     drivers.recover().await.context("go on driving")?;
 
     let published = FromConfigMap::new(client.clone(), &config.namespace);
-    let tickets = TicketGate::open(&config.host, &config.state_directory, Arc::new(published))
-        .context("open the memory of used tickets")?;
+    let records = Arc::new(RecordReader::new(client.clone()));
+    let tickets = TicketGate::open(
+        &config.host,
+        &config.state_directory,
+        Arc::new(published),
+        records,
+    )
+    .context("open the memory of used tickets")?;
 
     let listener = TcpListener::bind(config.listen)
         .await

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use godwit_handover::{Cause, DestinationReport, Terms};
+use godwit_handover::{Cause, Decision, DestinationReport, RecordView, Terms};
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::ticket::{Act, CLOCK_TOLERANCE, LIFETIME, PublicKey, PublicKeys, SigningKey, Ticket};
 use godwit_protocol::{
@@ -24,6 +24,7 @@ use super::{AgentService, Roles, Updates};
 use crate::cgroup::Cgroups;
 use crate::guests::fake::{FakeHypervisor, facts};
 use crate::guests::{Guests, Settings};
+use crate::migration::Records;
 use crate::pools::Pools;
 use crate::sandbox::Network;
 use crate::taps::IpCommand;
@@ -89,6 +90,21 @@ struct OneKey(PublicKey);
 impl PublishedKeys for OneKey {
     async fn read(&self) -> Result<PublicKeys, Unread> {
         Ok(PublicKeys::new(vec![self.0.clone()]).unwrap())
+    }
+}
+
+/// Every guest's record is armed for the one migration.
+struct Armed;
+
+#[async_trait]
+impl Records for Armed {
+    async fn read(&self, _guest: &str) -> Option<RecordView> {
+        Some(RecordView {
+            holder: "there".into(),
+            epoch: 1,
+            migration: Some(MIGRATION.into()),
+            decision: Decision::None,
+        })
     }
 }
 
@@ -190,7 +206,7 @@ impl Served {
         let credentials = CurrentCredentials::new(host.unwrap());
         let published = OneKey(ticket_key().public(u64::MAX).unwrap());
         let state = directory.path().join("state");
-        let tickets = TicketGate::open("here", &state, Arc::new(published)).unwrap();
+        let tickets = TicketGate::open("here", &state, Arc::new(published), Arc::new(Armed)).unwrap();
         let service = AgentService::new(
             "here".into(),
             "boot".into(),

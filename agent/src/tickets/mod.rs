@@ -1,7 +1,8 @@
 //! The gate for orders that another host's agent gives: only with a ticket of the controller's, and each ticket once.
 //!
 //! What a ticket says is judged by [`godwit_protocol::ticket`]. Here is what that needs: the keys that the controller
-//! publishes ([`keys`]), and the memory of tickets that were used ([`used`]), which outlives the agent.
+//! publishes ([`keys`]), and the memory of tickets that were used ([`used`]), which outlives the agent. An order that
+//! begins something is held against the guest's record too, read fresh: it must be armed for just this migration.
 //!
 //! "Once" means one attempt at one migration: the source may not have heard the answer and send the same order again,
 //! and gets the same answer. Once the migration has ended here, its ticket opens nothing any more.
@@ -13,12 +14,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use godwit_handover::Terms;
+use godwit_handover::{Decision, RecordView, Terms};
 use godwit_protocol::ticket::{Act, Expected, PublicKeys, Ticket, TicketError};
 use godwit_protocol::{Category, Fault, reason};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::migration::Records;
 use crate::state::StateError;
 use keys::{Known, PublishedKeys};
 use used::{Use, Used, UsedError};
@@ -47,6 +49,7 @@ pub struct TicketGate(Arc<Inner>);
 struct Inner {
     host: String,
     source: Arc<dyn PublishedKeys>,
+    records: Arc<dyn Records>,
     known: tokio::sync::Mutex<Known>,
     used: Arc<tokio::sync::Mutex<Used>>,
 }
@@ -60,11 +63,13 @@ impl TicketGate {
         host: &str,
         state_directory: &Path,
         source: Arc<dyn PublishedKeys>,
+        records: Arc<dyn Records>,
     ) -> Result<Self, StateError> {
         let used = Used::open(state_directory, now())?;
         Ok(Self(Arc::new(Inner {
             host: host.to_owned(),
             source,
+            records,
             known: tokio::sync::Mutex::default(),
             used: Arc::new(tokio::sync::Mutex::new(used)),
         })))
@@ -75,7 +80,7 @@ impl TicketGate {
     ///
     /// # Errors
     /// Forbidden with `TicketMissing`, `TicketInvalid`, `TicketKeyUnknown`, `TicketNotYetValid`, `TicketExpired`,
-    /// `TicketForAnother` or `TicketReplayed`; Unavailable with `TicketKeysUnavailable` or `DiskFull`.
+    /// `TicketForAnother` or `TicketReplayed`; Unavailable with `TicketKeysUnavailable`, `RecordMissing` or `DiskFull`.
     pub async fn admit(
         &self,
         peer: &str,
@@ -107,6 +112,9 @@ impl TicketGate {
             act: Act::Receive,
         };
         let ticket = Ticket::verify(bytes, &keys, now, expected)?;
+        if attempt == Attempt::Unknown {
+            check_armed(self.0.records.read(&terms.guest).await, terms)?;
+        }
         let this = Use {
             nonce: ticket.nonce,
             forgotten_at: ticket.forgotten_at(),
@@ -173,6 +181,36 @@ impl TicketGate {
             }
         }
     }
+}
+
+/// Whether the guest's record is armed for the migration of these terms, and nothing is decided: what was ordered ten
+/// minutes ago may have ended since.
+fn check_armed(record: Option<RecordView>, terms: &Terms) -> Result<(), Fault> {
+    let Some(record) = record else {
+        return Err(Fault::new(
+            Category::Unavailable,
+            "RecordMissing",
+            format!(
+                "The record of guest {} cannot be read, or is missing",
+                terms.guest
+            ),
+        ));
+    };
+    let armed = record.migration.as_ref() == Some(&terms.migration)
+        && record.decision == Decision::None
+        && record.holder == terms.source
+        && record.epoch == terms.epoch;
+    if armed {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Category::Forbidden,
+        reason::TICKET_FOR_ANOTHER,
+        format!(
+            "The guest's record is not armed for migration {} from host {} under epoch {}",
+            terms.migration, terms.source, terms.epoch
+        ),
+    ))
 }
 
 fn refused(error: &UsedError) -> Fault {

@@ -31,9 +31,31 @@ impl PublishedKeys for Publication {
     }
 }
 
+/// The guest's record; `None`: it cannot be read.
+#[derive(Default)]
+struct Recorded(Mutex<Option<RecordView>>);
+
+#[async_trait]
+impl Records for Recorded {
+    async fn read(&self, _guest: &str) -> Option<RecordView> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+fn armed() -> RecordView {
+    let terms = terms();
+    RecordView {
+        holder: terms.source,
+        epoch: terms.epoch,
+        migration: Some(terms.migration),
+        decision: Decision::None,
+    }
+}
+
 struct Scene {
     directory: tempfile::TempDir,
     publication: Arc<Publication>,
+    records: Arc<Recorded>,
     key: SigningKey,
     gate: TicketGate,
 }
@@ -44,8 +66,11 @@ impl Scene {
         let publication = Arc::new(Publication::default());
         let key = SigningKey::generate().unwrap();
         publication.say(&[&key]);
-        let gate = TicketGate::open("b", directory.path(), publication.clone()).unwrap();
+        let records = Arc::new(Recorded::default());
+        *records.0.lock().unwrap() = Some(armed());
+        let gate = TicketGate::open("b", directory.path(), publication.clone(), records.clone()).unwrap();
         Self {
+            records,
             directory,
             publication,
             key,
@@ -55,7 +80,8 @@ impl Scene {
 
     /// The agent falls and comes back.
     fn restart(&mut self) {
-        self.gate = TicketGate::open("b", self.directory.path(), self.publication.clone()).unwrap();
+        let (directory, records) = (self.directory.path(), self.records.clone());
+        self.gate = TicketGate::open("b", directory, self.publication.clone(), records).unwrap();
     }
 
     fn ticket(&self, terms: &Terms) -> Vec<u8> {
@@ -169,7 +195,8 @@ async fn r2_a_ticket_is_refused_from_another_source_at_another_destination_and_f
         refused(judge(peer, terms).await, Category::Forbidden, "TicketForAnother");
     }
     let elsewhere = tempfile::tempdir().unwrap();
-    let other = TicketGate::open("c", elsewhere.path(), scene.publication.clone()).unwrap();
+    let (publication, records) = (scene.publication.clone(), scene.records.clone());
+    let other = TicketGate::open("c", elsewhere.path(), publication, records).unwrap();
     refused(
         other.judge("a", &terms(), &ticket, Attempt::Unknown, NOW).await,
         Category::Forbidden,
@@ -306,4 +333,36 @@ async fn r2_no_use_is_answered_for_that_is_not_on_the_disk() {
     );
     std::fs::create_dir(&path).unwrap();
     scene.show(&ticket, Attempt::Unknown).await.unwrap();
+}
+
+#[tokio::test]
+async fn r2_nothing_begins_that_the_guests_record_is_not_armed_for() {
+    let scene = Scene::new();
+    let ticket = scene.ticket(&terms());
+    let changes: [fn(&mut RecordView); 6] = [
+        |record| record.migration = None,
+        |record| record.migration = Some("0-1".into()),
+        |record| record.decision = Decision::Aborted,
+        |record| record.decision = Decision::Committed,
+        |record| record.holder = "b".into(),
+        |record| record.epoch += 1,
+    ];
+    for change in changes {
+        let mut record = armed();
+        change(&mut record);
+        *scene.records.0.lock().unwrap() = Some(record);
+        let outcome = scene.show(&ticket, Attempt::Unknown).await;
+        refused(outcome, Category::Forbidden, "TicketForAnother");
+    }
+    *scene.records.0.lock().unwrap() = None;
+    refused(
+        scene.show(&ticket, Attempt::Unknown).await,
+        Category::Unavailable,
+        "RecordMissing",
+    );
+    // None of this used the ticket up, and what has begun is not asked for again.
+    *scene.records.0.lock().unwrap() = Some(armed());
+    scene.show(&ticket, Attempt::Unknown).await.unwrap();
+    *scene.records.0.lock().unwrap() = None;
+    scene.show(&ticket, Attempt::UnderWay).await.unwrap();
 }
