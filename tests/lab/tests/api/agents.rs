@@ -165,6 +165,46 @@ pub async fn r3_an_agent_writes_its_own_host_and_no_other(lab: &mut Lab) -> anyh
     Ok(())
 }
 
+/// Nobody takes the object of a living host away while guests run there.
+pub async fn a_host_with_guests_is_not_removed_while_it_is_heard(lab: &mut Lab) -> anyhow::Result<()> {
+    policies_in_force(lab).await?;
+    let (administrator, five) = (lab.client(), agent(lab, "h5").await?);
+    apply_host(&five, "h5").await.accepted();
+    let at = format!("{}/h5", path(HOSTS));
+    let say = async |ready: &str, guests: u32| {
+        let mut object = host_status("h5");
+        object["status"]["guestCount"] = json!(guests);
+        object["status"]["conditions"] = json!([{
+            "type": "Ready", "status": ready, "reason": "Some", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1,
+        }]);
+        apply(&five, &format!("{at}/status"), &object).await.accepted();
+    };
+    let try_to = async || send(&administrator, "DELETE", &format!("{at}?dryRun=All"), None).await;
+    say("True", 2).await;
+    eventually("the policy takes effect", async || {
+        try_to()
+            .await
+            .message()
+            .contains("host h5 has 2 guests")
+            .then_some(())
+    })
+    .await;
+    say("False", 1).await;
+    try_to()
+        .await
+        .refused("a host that is not ready", "its agent is heard");
+    for (ready, guests) in [("True", 0), ("Unknown", 2), ("False", 0)] {
+        say(ready, guests).await;
+        try_to().await.accepted();
+    }
+    send(&administrator, "DELETE", &at, None).await.accepted();
+    // One that never said anything.
+    apply_host(&five, "h5").await.accepted();
+    send(&administrator, "DELETE", &at, None).await.accepted();
+    Ok(())
+}
+
 pub async fn r3_a_host_holds_its_own_lease_and_no_other(lab: &mut Lab) -> anyhow::Result<()> {
     policies_in_force(lab).await?;
     let (one, two) = (agent(lab, "h1").await?, agent(lab, "h2").await?);

@@ -31,7 +31,13 @@ pub async fn helm_warns_of_nothing(lab: &mut Lab) -> anyhow::Result<()> {
         assert!(condition(&definition, "NamesAccepted"), "{resource}");
     }
     // The controller manager checks the types in the policies' expressions, and says what it finds.
-    for policy in ["guest-records", "agents", "ticket-keys", "pod-certificates"] {
+    for policy in [
+        "guest-records",
+        "agents",
+        "hosts",
+        "ticket-keys",
+        "pod-certificates",
+    ] {
         let name = format!("{}-{}-{policy}", chart::NAMESPACE, chart::RELEASE);
         let path = format!("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}");
         let found = eventually("the policy is checked", async || {

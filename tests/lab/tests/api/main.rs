@@ -19,11 +19,11 @@ mod server;
 use std::process::ExitCode;
 
 use agents::{
-    r3_a_host_holds_its_own_lease_and_no_other, r3_a_node_cannot_be_forged_by_impersonation,
-    r3_a_node_is_given_tokens_of_its_own_pods_alone, r3_a_token_bound_to_a_node_speaks_for_that_node,
-    r3_a_token_names_its_node_and_dies_with_its_pod, r3_an_agent_writes_its_own_host_and_no_other,
-    r3_the_policy_holds_beyond_the_roles, r3_without_a_node_nothing_is_written,
-    r4_the_name_comes_from_the_token_and_not_from_the_message,
+    a_host_with_guests_is_not_removed_while_it_is_heard, r3_a_host_holds_its_own_lease_and_no_other,
+    r3_a_node_cannot_be_forged_by_impersonation, r3_a_node_is_given_tokens_of_its_own_pods_alone,
+    r3_a_token_bound_to_a_node_speaks_for_that_node, r3_a_token_names_its_node_and_dies_with_its_pod,
+    r3_an_agent_writes_its_own_host_and_no_other, r3_the_policy_holds_beyond_the_roles,
+    r3_without_a_node_nothing_is_written, r4_the_name_comes_from_the_token_and_not_from_the_message,
 };
 use chart::{every_field_is_explained, helm_warns_of_nothing, images_must_be_named, listings_have_columns};
 use godwit_lab::{LabOptions, cases};
@@ -74,6 +74,7 @@ fn main() -> ExitCode {
             r3_a_token_bound_to_a_node_speaks_for_that_node,
             r3_an_agent_writes_its_own_host_and_no_other,
             r3_a_host_holds_its_own_lease_and_no_other,
+            a_host_with_guests_is_not_removed_while_it_is_heard,
             r4_the_name_comes_from_the_token_and_not_from_the_message,
             r3_without_a_node_nothing_is_written,
             r3_a_node_cannot_be_forged_by_impersonation,
