@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use rcgen::{
@@ -38,6 +39,8 @@ pub struct Subject {
     pub names: Vec<String>,
     /// Addresses.
     pub addresses: Vec<IpAddr>,
+    /// How long it holds from now on; left out, for as long as anything does.
+    pub lasts: Option<Duration>,
 }
 
 /// The files of one certificate.
@@ -131,6 +134,9 @@ impl Authority {
         }
         for address in &subject.addresses {
             parameters.subject_alt_names.push(SanType::IpAddress(*address));
+        }
+        if let Some(lasts) = subject.lasts {
+            parameters.not_after = (SystemTime::now() + lasts).into();
         }
         let key = KeyPair::generate().context("make a key")?;
         let certificate = parameters

@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use godwit_crds::{ConditionStatus, VirtualMachineMigration};
+use godwit_lab::certificates::{Files, Subject, host_identity, write_secret};
 use godwit_lab::guest::{self, Guest, migrations};
 use godwit_lab::initramfs::KERNEL_OPTIONS;
 use godwit_lab::{Host, Lab};
@@ -61,14 +62,13 @@ pub async fn a_restarted_agent_needs_no_signer(lab: &mut Lab) -> anyhow::Result<
     lab.start_signer().await
 }
 
-pub async fn a_guest_moves_between_agents_with_certificates_from_the_signer(
-    lab: &mut Lab,
-) -> anyhow::Result<()> {
+/// Starts a guest on h1.
+async fn start(lab: &Lab, name: &str) -> anyhow::Result<Guest> {
     let options: Vec<_> = KERNEL_OPTIONS.split_whitespace().collect();
     let machine = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
         "kind": "VirtualMachine",
-        "metadata": {"name": "known", "namespace": guest::NAMESPACE},
+        "metadata": {"name": name, "namespace": guest::NAMESPACE},
         "spec": {
             "host": "h1",
             "machine": {"type": "pc-q35-10.0"},
@@ -83,12 +83,17 @@ pub async fn a_guest_moves_between_agents_with_certificates_from_the_signer(
     }))?;
     let guest = Guest::create(lab, &machine, Duration::from_millis(5)).await?;
     guest.wait_until_it_ticks(lab).await?;
+    Ok(guest)
+}
+
+/// Asks for a move to h2 and waits for its end: none if the guest has moved, or the failure's reason.
+async fn moved(lab: &Lab, guest: &Guest, name: &str) -> anyhow::Result<Option<String>> {
     let migration = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
         "kind": "VirtualMachineMigration",
-        "metadata": {"name": "known-1", "namespace": guest::NAMESPACE},
+        "metadata": {"name": name, "namespace": guest::NAMESPACE},
         "spec": {
-            "virtualMachine": "known",
+            "virtualMachine": guest.name,
             "destination": {"host": "h2"},
             "controlFlow": "ManagedDirect",
             "security": {"require": "None"},
@@ -105,15 +110,82 @@ pub async fn a_guest_moves_between_agents_with_certificates_from_the_signer(
     let over = |migration: Option<&VirtualMachineMigration>| {
         migration.is_none_or(|migration| is_true(migration, "Succeeded") || is_true(migration, "Failed"))
     };
-    let ended = guest::until(&migrations(lab), "known-1", MOVES_WITHIN, "it ends", over)
+    let ended = guest::until(&migrations(lab), name, MOVES_WITHIN, "it ends", over)
         .await?
         .context("the migration is gone")?;
-    if !is_true(&ended, "Succeeded") {
-        bail!("{:?}", ended.status.and_then(|status| status.failure));
+    if is_true(&ended, "Succeeded") {
+        return Ok(None);
     }
-    let holder = guest.record(lab.client()).await?.spec.holder;
-    ensure!(holder == "h2", "{holder}");
+    let failure = ended
+        .status
+        .and_then(|status| status.failure)
+        .context("a failure")?;
+    println!("  {}: {}", failure.reason, failure.message);
+    Ok(Some(failure.reason))
+}
+
+async fn holder(lab: &Lab, guest: &Guest) -> anyhow::Result<String> {
+    Ok(guest.record(lab.client()).await?.spec.holder)
+}
+
+pub async fn a_guest_moves_between_agents_with_certificates_from_the_signer(
+    lab: &mut Lab,
+) -> anyhow::Result<()> {
+    let guest = start(lab, "known").await?;
+    let failed = moved(lab, &guest, "known-1").await?;
+    ensure!(failed.is_none(), "{failed:?}");
+    ensure!(holder(lab, &guest).await? == "h2");
     guest.wait_for_ticks(20, crate::wire::SOON)
+}
+
+/// Writes a certificate of h1 that holds for so long where its agent looks for one.
+fn write_certificate(lab: &Lab, lasts: Duration) -> anyhow::Result<Files> {
+    let host = &lab.hosts[0];
+    let subject = Subject {
+        common_name: host.name.clone(),
+        uris: vec![host_identity(&host.name)],
+        lasts: Some(lasts),
+        ..Subject::default()
+    };
+    lab.authority.write(&host.directory.join("given"), &subject)
+}
+
+pub async fn r5_nothing_begins_with_a_certificate_that_ends_too_soon(lab: &mut Lab) -> anyhow::Result<()> {
+    let guest = start(lab, "brief").await?;
+    let given = write_certificate(lab, Duration::from_secs(120))?;
+    let path = lab.hosts[0].configuration();
+    let before = std::fs::read_to_string(&path)?;
+    let mut configuration: serde_json::Value = serde_json::from_str(&before)?;
+    let fields = configuration.as_object_mut().context("an object")?;
+    fields.remove("certificateRequest");
+    fields.insert(
+        "tls".to_owned(),
+        json!({"ca": given.authority, "certificate": given.certificate, "key": given.key}),
+    );
+    lab.host(1)?.stop_agent().await?;
+    write_secret(&path, &configuration.to_string())?;
+    lab.start_agent(1)?;
+    lab.wait_until_ready().await?;
+    let failed = moved(lab, &guest, "brief-1").await?;
+    ensure!(failed.as_deref() == Some("CertificateEndsTooSoon"), "{failed:?}");
+    ensure!(holder(lab, &guest).await? == "h1");
+    guest.wait_for_ticks(20, crate::wire::SOON)?;
+
+    // The next certificate is taken up where it lies, by the same agent.
+    write_certificate(lab, Duration::from_secs(3600))?;
+    let deadline = Instant::now() + MOVES_WITHIN;
+    for attempt in 2.. {
+        match moved(lab, &guest, &format!("brief-{attempt}")).await?.as_deref() {
+            None => break,
+            Some("CertificateEndsTooSoon") if Instant::now() < deadline => {}
+            Some(other) => bail!("{other}"),
+        }
+    }
+    ensure!(holder(lab, &guest).await? == "h2");
+    lab.host(1)?.stop_agent().await?;
+    write_secret(&path, &before)?;
+    lab.start_agent(1)?;
+    lab.wait_until_ready().await
 }
 
 /// Certificates hold for ten minutes here and are renewed after a little more than half of that.

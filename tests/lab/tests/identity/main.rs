@@ -19,7 +19,8 @@ use std::process::ExitCode;
 
 use agents::{
     a_guest_moves_between_agents_with_certificates_from_the_signer, a_restarted_agent_needs_no_signer,
-    r1_each_agent_has_the_certificate_of_its_own_host, renewal_breaks_no_connection,
+    r1_each_agent_has_the_certificate_of_its_own_host,
+    r5_nothing_begins_with_a_certificate_that_ends_too_soon, renewal_breaks_no_connection,
 };
 use godwit_lab::{LabOptions, cases};
 use pods::{
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             r4_only_its_own_node_asks_for_a_pod,
             r4_the_signer_serves_godwits_pods_alone,
             a_guest_moves_between_agents_with_certificates_from_the_signer,
+            r5_nothing_begins_with_a_certificate_that_ends_too_soon,
             r5_two_roots_hold_during_a_rotation,
             ;
             long: renewal_breaks_no_connection,
