@@ -97,6 +97,8 @@ fn main() -> ExitCode {
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A log that takes no more, on a full disk for example, is no reason to end: it would be told to the same log.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.with_ansi(false).init(),
