@@ -13,7 +13,8 @@ use godwit_protocol::gate::Peer;
 use godwit_protocol::server::{self, Limits};
 use godwit_protocol::version::{self, Versions};
 use godwit_protocol::{
-    Fault, GuestAnswer, GuestState, Order, OrderAnswer, Progress, ServerTls, Side, StartGuest, Update, wire,
+    Driving, Fault, GuestAnswer, GuestState, Order, OrderAnswer, Progress, ServerTls, Side, StartGuest,
+    Update, wire,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -29,6 +30,10 @@ pub type Fabric = Mutex<HashMap<String, Arc<Agent>>>;
 pub struct Script {
     /// Refuse Prepare with this.
     pub refuse_prepare: Option<Fault>,
+    /// Refuse to drive with this.
+    pub refuse_drive: Option<Fault>,
+    /// What the driver tells of itself as soon as it was ordered to drive.
+    pub driving: Option<Box<Driving>>,
     /// Speak only this version of the protocol.
     pub only_version: Option<u32>,
     /// Refuse to start guests with this.
@@ -168,7 +173,18 @@ impl Agent {
             Order::AbortDestination(cause) => {
                 self.tell_destination(migration, DestinationReport::Reverted(*cause));
             }
-            Order::Retune { .. } | Order::Drive(_) => {}
+            Order::Retune { .. } => {}
+            Order::Drive(drive) => {
+                let script = self.script.lock().unwrap();
+                if let Some(fault) = script.refuse_drive.clone() {
+                    return Err(fault);
+                }
+                assert!(!drive.ticket.is_empty(), "a driver needs a ticket");
+                let driving = script.driving.clone();
+                drop(script);
+                self.updates(migration)
+                    .send_modify(|update| update.driving = driving);
+            }
             Order::Settle => self.tell_source(migration, SourceReport::Aborted(Cause::Reverted)),
         }
         Ok(OrderAnswer::Taken)

@@ -13,5 +13,6 @@ mod authority;
 mod guests;
 mod hosts;
 mod migrations;
+mod peer_to_peer;
 mod tickets;
 mod world;

@@ -218,13 +218,18 @@ impl World {
     }
 
     pub async fn migrate(&self, name: &str, guest: &str, to: &str) {
+        self.migrate_by("ManagedDirect", name, guest, to).await;
+    }
+
+    /// A migration of this control flow.
+    pub async fn migrate_by(&self, flow: &str, name: &str, guest: &str, to: &str) {
         let object = serde_json::from_value(json!({
             "apiVersion": "godwit.dev/v1alpha1", "kind": "VirtualMachineMigration",
             "metadata": { "name": name },
             "spec": {
                 "virtualMachine": guest,
                 "destination": { "host": to },
-                "controlFlow": "ManagedDirect",
+                "controlFlow": flow,
                 "security": { "require": "None" },
             },
         }))
