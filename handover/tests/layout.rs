@@ -19,21 +19,37 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("godwit-crds", &[]),
     ("godwit-handover", &[]),
     ("godwit-protocol", &["godwit-handover"]),
+    // Where certificates come from, for whoever speaks the protocol.
+    ("godwit-identity", &["godwit-protocol"]),
     (
         "godwit-agent",
-        &["godwit-crds", "godwit-handover", "godwit-protocol", "godwit-relay"],
+        &[
+            "godwit-crds",
+            "godwit-handover",
+            "godwit-identity",
+            "godwit-protocol",
+            "godwit-relay",
+        ],
     ),
     // A process of its own, which outlives the agent: it knows nothing of guests and rules.
     ("godwit-relay", &[]),
     (
         "godwit-controller",
-        &["godwit-crds", "godwit-handover", "godwit-protocol"],
+        &[
+            "godwit-crds",
+            "godwit-handover",
+            "godwit-identity",
+            "godwit-protocol",
+        ],
     ),
     ("godwit-cli", &["godwit-crds"]),
     ("godwit-guest", &[]),
     // The lab meets agent, controller and CLI as programs, as a user does.
-    // The bench drives a relay as an agent does.
-    ("godwit-lab", &["godwit-crds", "godwit-guest", "godwit-relay"]),
+    // The bench drives a relay as an agent does, and tests of identities call agents as a stranger would.
+    (
+        "godwit-lab",
+        &["godwit-crds", "godwit-guest", "godwit-protocol", "godwit-relay"],
+    ),
 ];
 
 /// What `cargo metadata` says, judged: one line for each crate that is not in the table and each dependency that
