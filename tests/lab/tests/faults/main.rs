@@ -18,6 +18,7 @@ mod input;
 mod lacking;
 mod links;
 mod strangers;
+mod tickets;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ use links::{
     memory_that_does_not_arrive_any_more_is_given_up,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
+use tickets::r2_a_host_begins_nothing_that_was_not_ordered;
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
             a_certificate_of_another_host_is_rejected,
             garbage_on_the_agent_port_disturbs_nobody,
             strangers_on_the_migration_port_get_nothing,
+            r2_a_host_begins_nothing_that_was_not_ordered,
             the_guest_powers_off,
             the_guest_panics,
             the_guest_resets,
