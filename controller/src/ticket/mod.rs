@@ -1,8 +1,9 @@
 //! The controller's tickets: the keys that sign them, where those are kept, and the signing.
 //!
 //! The secret keys lie in a Secret of the controller's namespace, [`SECRET`]; what they are checked by lies beside it
-//! in a ConfigMap, [`PUBLISHED_IN`](godwit_protocol::ticket::PUBLISHED_IN), that agents may read and only the controller
-//! may write. An agent so needs no word from a controller that may be down just then, and an agent that was taken over can neither sign nor publish.
+//! in a ConfigMap, [`PUBLISHED_IN`](godwit_protocol::ticket::PUBLISHED_IN), that agents may read and only the
+//! controller may write. An agent so needs no word from a controller that may be down just then, and an agent that was
+//! taken over can neither sign nor publish.
 //!
 //! Both objects are made by whoever installs godwit; the controller may read and change those two by name, and make
 //! none. (Whoever may make a Secret can have the token of any account in that namespace written into it, that of the
