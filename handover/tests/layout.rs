@@ -48,7 +48,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The bench drives a relay as an agent does, and tests of identities call agents as a stranger would.
     (
         "godwit-lab",
-        &["godwit-crds", "godwit-guest", "godwit-protocol", "godwit-relay"],
+        &[
+            "godwit-crds",
+            "godwit-guest",
+            "godwit-handover",
+            "godwit-protocol",
+            "godwit-relay",
+        ],
     ),
 ];
 
