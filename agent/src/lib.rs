@@ -15,3 +15,4 @@ pub mod state;
 pub mod taps;
 pub mod tickets;
 pub mod tun;
+pub mod tunnel;

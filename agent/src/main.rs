@@ -23,6 +23,7 @@ use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
 use godwit_agent::tickets::TicketGate;
 use godwit_agent::tickets::keys::FromConfigMap;
+use godwit_agent::tunnel::{self, Tunnels};
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{ClientTls, PeerIdentity, ServerTls};
@@ -61,6 +62,9 @@ struct Arguments {
     #[arg(long, value_name = "FILTER", default_value = DEFAULT_LOG, env = "GODWIT_LOG")]
     log: String,
 }
+
+/// The user that relays run as: the one below those of the guests.
+const RELAY_USER: u32 = 2_099_999_999;
 
 /// The client of the API server reports each failed request as an error; the agent says itself what it makes of it.
 const DEFAULT_LOG: &str = "info,kube_client::client::builder=off";
@@ -163,7 +167,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _lock = StateLock::take(&config.state_directory)?;
     let health = Health::look(hypervisor, guests.clone()).await;
     guests.recover().await.context("find the guests again")?;
-    let migrations = roles(&config, &boot_id, &guests, RecordReader::new(client.clone())).await?;
+    let tunnels = Tunnels::new(tunnel_settings(&config)?);
+    let migrations = roles(
+        &config,
+        &boot_id,
+        &guests,
+        RecordReader::new(client.clone()),
+        tunnels.clone(),
+    )
+    .await?;
 
     // The signer may be long in coming: the guests are looked after before.
     let (credentials, keeper) = identity::source(&config, &client)
@@ -175,6 +187,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         )
         .await
         .context("get the certificate")?;
+    tunnels.speak_as(&credentials);
 
     let drivers = Drivers::new(
         migrations.clone(),
@@ -235,6 +248,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         ServerTls::new(credentials),
         Limits::default(),
         service,
+        Arc::new(tunnels),
         stop.clone().cancelled_owned(),
     ));
 
@@ -285,12 +299,36 @@ fn watch_signals(stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Relays are found beside the agent, and run as a user of their own where the agent is root.
+fn tunnel_settings(config: &Config) -> anyhow::Result<tunnel::Settings> {
+    let beside = std::env::current_exe().context("find the agent's own program")?;
+    let address = *config
+        .migration_addresses
+        .first()
+        .context("no migration address is configured")?;
+    // The one at which the port listens, or the one that is published for guest memory if it listens at all.
+    let address = if config.listen.ip().is_unspecified() {
+        address
+    } else {
+        config.listen.ip()
+    };
+    Ok(tunnel::Settings {
+        host: config.host.clone(),
+        program: beside.with_file_name("godwit-relay"),
+        directory: config.run_directory.join("tunnels"),
+        user: geteuid().is_root().then_some(RELAY_USER),
+        cgroups: Cgroups::discover(),
+        address: (address, config.listen.port()).into(),
+    })
+}
+
 /// Takes up the migrations that the journals speak of.
 async fn roles(
     config: &Config,
     boot_id: &str,
     guests: &Guests,
     records: RecordReader,
+    tunnels: Tunnels,
 ) -> anyhow::Result<Migrations> {
     let migration_address = *config
         .migration_addresses
@@ -303,6 +341,7 @@ async fn roles(
         migration_address,
         migration_ports: config.migration_ports.first..=config.migration_ports.last,
         refuse_plain_text: config.refuse_plain_text,
+        tunnels: Some(tunnels),
     };
     guests.obey(Arc::new(records.clone()));
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));

@@ -79,7 +79,10 @@ pub struct MigrateArgs {
     /// controller
     #[arg(long)]
     pub managed: bool,
-    /// Accept that guest memory crosses the network unencrypted; must be said, as nothing else is served yet
+    /// Move guest memory through the agents' port, by relays, instead of from hypervisor to hypervisor
+    #[arg(long)]
+    pub tunnelled: bool,
+    /// Let guest memory cross the network unencrypted [default: it is encrypted]
     #[arg(long)]
     pub plain_text: bool,
     /// Name of the migration; left out, the server makes one that begins with the guest's

@@ -11,9 +11,6 @@ use crate::text::{MESSAGE, NAME, clean};
 /// Why a command could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The command line is well formed but asks for what cannot be.
-    #[error("{0}")]
-    Usage(String),
     /// No cluster to talk to.
     #[error("No usable kubeconfig: {0}. Give --kubeconfig or --context, or set KUBECONFIG")]
     Kubeconfig(String),
@@ -56,7 +53,6 @@ impl CliError {
     /// The exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) => Exit::Usage,
             // The reader of our output has closed it, as `head` does: it has what it wanted.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Exit::Success,
             Self::Kubeconfig(_)

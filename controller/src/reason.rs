@@ -36,7 +36,7 @@ reasons! {
         StorageNotShared, UnsafeCacheMode,
         AgentUnreachable, PeerUnreachable, AgentRestarted, DriverLost, CertificateRejected, CertificateEndsTooSoon,
         ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, FileMissing, DiskFull,
-        StreamFailed, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
+        StreamFailed, StreamNotServed, PlainTextRefused, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,
         DecisionNeeded, RecordMissing, JournalNewer, JournalDamaged,
         GuestReset, GuestPaused,

@@ -75,7 +75,8 @@ pub struct VirtualMachineMigrationSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("transport is immutable; make a new migration"))]
     pub transport: Transport,
-    /// What the data channel must offer. It must be said.
+    /// What the data channel must offer.
+    #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("security is immutable; make a new migration"))]
     pub security: Security,
     /// Figures that steer the transfer.
@@ -118,20 +119,26 @@ pub enum Transport {
     /// Hypervisor to hypervisor.
     #[default]
     Native,
+    /// Through the agents' TLS port, by a relay at each side. It is encrypted whatever is required.
+    Tunnelled,
 }
 
 /// What the data channel must offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Security {
-    /// `None`: guest memory crosses the network in plain text, and only the word given on the control channel
-    /// ties the data channel to this migration.
+    /// `Encrypted`: guest memory is encrypted on its way, and both ends prove who they are. `None`: it crosses the
+    /// network in plain text, and only the word given on the control channel ties the data channel to this migration.
+    #[serde(default)]
     pub require: SecurityRequirement,
 }
 
 /// What is required of the data channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum SecurityRequirement {
+    /// Encryption, and proof of who is at the other end.
+    #[default]
+    Encrypted,
     /// Nothing: plain text is accepted.
     None,
 }
@@ -335,6 +342,8 @@ pub struct Downtime {
 pub enum ChannelSecurity {
     /// Not at all: the user asked for `security.require: None`.
     PlainText,
+    /// It is encrypted, and both ends have proved who they are.
+    Encrypted,
 }
 
 /// Why a migration failed and what to do.

@@ -7,32 +7,27 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::gate::Peer;
+use crate::hello::Begun;
+use crate::places::Place;
 
 /// A connection after its handshake.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Begun>,
     peer: Peer,
     longest_silence: Duration,
     silence: Pin<Box<Sleep>>,
     /// Its place among the connections that the server takes; given back when it ends.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Connection {
-    pub(crate) fn new(
-        stream: TlsStream<TcpStream>,
-        peer: Peer,
-        longest_silence: Duration,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(crate) fn new(stream: TlsStream<Begun>, peer: Peer, longest_silence: Duration, place: Place) -> Self {
         let silence = Box::pin(tokio::time::sleep(longest_silence));
         Self {
             stream,

@@ -3,12 +3,13 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -17,7 +18,9 @@ use tonic::transport::Server;
 
 use crate::error::Fault;
 use crate::gate::{Gate, Peer};
+use crate::hello::{self, Begun};
 use crate::io::Connection;
+use crate::places::{Place, Places};
 use crate::refusals::{Refusals, Say};
 use crate::tls::{ALPN_CONTROL, ServerTls};
 use crate::wire;
@@ -38,6 +41,29 @@ const DRAINED: usize = 64 * 1024;
 /// How long the port rests when the system gave no connection.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
 
+/// The application protocol of a tunnel's connections.
+pub const ALPN_TUNNEL: &[u8] = b"godwit-tunnel/1";
+
+/// Whoever passes a tunnel's connections on to the process that serves them.
+pub trait Passage: Send + Sync {
+    /// Takes a connection that asks for the tunnel's protocol and for this server name, with what was read of it.
+    /// Nothing is proven. Where nobody is there to serve it, the connection is closed, with the reason for the log.
+    fn pass(&self, server_name: Option<String>, stream: TcpStream, read: Vec<u8>) -> Passing;
+}
+
+/// A connection being passed on.
+pub type Passing = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// No tunnel is served: whoever asks for one is turned away.
+#[derive(Clone, Copy, Debug)]
+pub struct NoPassage;
+
+impl Passage for NoPassage {
+    fn pass(&self, _: Option<String>, _: TcpStream, _: Vec<u8>) -> Passing {
+        Box::pin(std::future::ready(Err("no tunnel is served here".into())))
+    }
+}
+
 /// How much the server bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -45,8 +71,10 @@ pub struct Limits {
     pub handshake: Duration,
     /// Handshakes at a time; a newcomer beyond it is dropped.
     pub handshakes: usize,
-    /// Connections at a time; a newcomer beyond it is dropped.
+    /// Connections at a time, handshakes included; a newcomer beyond it is dropped.
     pub connections: usize,
+    /// Of those, how many from one address.
+    pub connections_from_one: usize,
     /// How often a quiet connection is pinged.
     pub ping_every: Duration,
     /// How long a ping may stay unanswered before the connection is closed.
@@ -54,12 +82,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Handshakes of 10 s, 64 at a time; 512 connections; pings every 15 s, answered within 10 s.
+    /// Handshakes of 10 s, 64 at a time; 512 connections, 48 of them from one address, so that nobody can take all
+    /// handshakes by himself; pings every 15 s, answered within 10 s.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
             handshakes: 64,
             connections: 512,
+            connections_from_one: 48,
             ping_every: Duration::from_secs(15),
             ping_answer: Duration::from_secs(10),
         }
@@ -91,6 +121,7 @@ pub async fn serve<A, F>(
     tls: ServerTls,
     limits: Limits,
     agent: Arc<A>,
+    passage: Arc<dyn Passage>,
     shutdown: F,
 ) -> Result<(), ServeError>
 where
@@ -100,13 +131,14 @@ where
     let service = AgentServer::from_arc(agent)
         .max_decoding_message_size(LARGEST_MESSAGE)
         .max_encoding_message_size(LARGEST_MESSAGE);
+    let connections = connections(listener, tls, limits, passage);
     Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(LARGEST_HEADERS)
         .http2_keepalive_interval(Some(limits.ping_every))
         .http2_keepalive_timeout(Some(limits.ping_answer))
-        .serve_with_incoming_shutdown(Gate::new(service), connections(listener, tls, limits), shutdown)
+        .serve_with_incoming_shutdown(Gate::new(service), connections, shutdown)
         .await
         .map_err(ServeError)
 }
@@ -133,9 +165,10 @@ pub fn connections(
     listener: TcpListener,
     tls: ServerTls,
     limits: Limits,
+    passage: Arc<dyn Passage>,
 ) -> ReceiverStream<Result<Connection, io::Error>> {
     let (ready, taken) = mpsc::channel(16);
-    tokio::spawn(accept(listener, tls, limits, ready));
+    tokio::spawn(accept(listener, tls, limits, passage, ready));
     ReceiverStream::new(taken)
 }
 
@@ -144,9 +177,10 @@ async fn accept(
     listener: TcpListener,
     tls: ServerTls,
     limits: Limits,
+    passage: Arc<dyn Passage>,
     ready: mpsc::Sender<Result<Connection, io::Error>>,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.connections, limits.connections_from_one);
     let mut refusals = Refusals::new(Instant::now());
     let mut handshakes: JoinSet<Option<(SocketAddr, String)>> = JoinSet::new();
     loop {
@@ -176,20 +210,21 @@ async fn accept(
             );
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tell(
-                &mut refusals,
-                address,
-                &format!("there are {} connections already", limits.connections),
-            );
-            continue;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(why) => {
+                tell(&mut refusals, address, &why);
+                continue;
+            }
         };
         // The credentials of this moment: those that replace them are for the connections after it.
         let tls = tls.clone();
-        let ready = ready.clone();
+        let (ready, passage) = (ready.clone(), passage.clone());
         handshakes.spawn(async move {
-            match timeout(limits.handshake, shake_hands(stream, address, &tls)).await {
-                Ok(Ok((stream, peer))) => {
+            match timeout(limits.handshake, welcome(stream, address, &tls, &*passage)).await {
+                // Passed on: others count it from here.
+                Ok(Ok(None)) => None,
+                Ok(Ok(Some((stream, peer)))) => {
                     let connection = connection(stream, peer, limits, place);
                     // Fails where the server has ended meanwhile: there is no one to serve the connection.
                     drop(ready.send(Ok(connection)).await);
@@ -213,23 +248,44 @@ fn tell(refusals: &mut Refusals, address: SocketAddr, why: &str) {
 }
 
 fn connection(
-    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    stream: tokio_rustls::server::TlsStream<Begun>,
     peer: Peer,
     limits: Limits,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> Connection {
     Connection::new(stream, peer, limits.longest_silence(), place)
 }
 
-async fn shake_hands(
+/// Sees what a newcomer wants: who asks for the tunnel alone is passed on, with everyone else hands are shaken.
+async fn welcome(
     stream: TcpStream,
     address: SocketAddr,
     tls: &ServerTls,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Peer), Fault> {
+    passage: &dyn Passage,
+) -> Result<Option<(tokio_rustls::server::TlsStream<Begun>, Peer)>, Fault> {
     // Ready and Go travel while the guest stands still: no message may wait for the one before it.
     stream
         .set_nodelay(true)
         .map_err(|why| Fault::from_transport(&why))?;
+    let (hello, begun) = hello::read(stream).await?;
+    match hello {
+        Some(hello) if matches!(hello.alpn.as_slice(), [only] if only == ALPN_TUNNEL) => {
+            let (stream, read) = begun.into_parts();
+            passage
+                .pass(hello.server_name, stream, read)
+                .await
+                .map_err(Fault::unreachable)?;
+            Ok(None)
+        }
+        Some(_) | None => shake_hands(begun, address, tls).await.map(Some),
+    }
+}
+
+async fn shake_hands(
+    stream: Begun,
+    address: SocketAddr,
+    tls: &ServerTls,
+) -> Result<(tokio_rustls::server::TlsStream<Begun>, Peer), Fault> {
     let mut stream = match TlsAcceptor::from(tls.config())
         .accept(stream)
         .into_fallible()
@@ -266,7 +322,7 @@ async fn shake_hands(
 
 /// Lets the refused peer read why: closing with unread bytes would reset the connection, and the alert that was
 /// sent would be lost with it. Bounded in bytes here and in time by the handshake's deadline.
-async fn drain(mut stream: TcpStream) {
+async fn drain(mut stream: Begun) {
     if stream.shutdown().await.is_err() {
         return;
     }

@@ -76,6 +76,9 @@ pub enum ChannelError {
         /// How long was waited.
         deadline: Duration,
     },
+    /// The tunnel does not come to be.
+    #[error(transparent)]
+    Tunnel(#[from] crate::tunnel::TunnelError),
     /// The operating system refused something.
     #[error("{action}: {source}")]
     System {

@@ -13,9 +13,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::channel::{ChannelError, Door};
+use super::channel::ChannelError;
 use super::custody::Custody;
 use super::driver_watch::{DriverWatch, Lapse};
+use super::gateway::Gateway;
 use super::journal::{Journal, Line};
 use super::observation;
 use super::pen::Pen;
@@ -26,6 +27,7 @@ use crate::guests::{Definition, GuestError, GuestIdentity, Held};
 use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, Stream, StreamState, StreamStatus,
 };
+use crate::tunnel::Tunnels;
 
 /// How long nobody may open the channel before the process is given up.
 const NOBODY: Duration = Duration::from_secs(30);
@@ -37,7 +39,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 pub(super) struct Arrival {
     pub(super) identity: GuestIdentity,
     pub(super) definition: Definition,
-    pub(super) door: Door,
+    pub(super) gateway: Gateway,
     /// Answered once the process waits, or says why there is none.
     pub(super) launched: oneshot::Sender<Result<(), Fault>>,
 }
@@ -48,6 +50,8 @@ pub(super) struct DestinationStart {
     pub(super) first: Step<DestinationEffect>,
     /// Of a new migration.
     pub(super) arrival: Option<Arrival>,
+    /// The tunnels, if the stream comes through one.
+    pub(super) tunnel: Option<Tunnels>,
     /// The process of a recovered one.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -87,6 +91,7 @@ const GUEST_FIRST: Duration = Duration::from_millis(25);
 struct Runner {
     machine: Destination,
     arrival: Option<Arrival>,
+    tunnel: Option<Tunnels>,
     custody: Arc<dyn Custody>,
     pen: Option<Pen<DestinationEntry>>,
     lane: Option<(mpsc::UnboundedSender<Work>, AbortOnDropHandle<()>)>,
@@ -148,6 +153,7 @@ pub(super) async fn run(start: DestinationStart) {
     let mut runner = Runner {
         machine: start.machine,
         arrival: start.arrival,
+        tunnel: start.tunnel,
         custody: start.custody,
         pen,
         lane,
@@ -228,12 +234,12 @@ impl Runner {
                     let Arrival {
                         identity,
                         definition,
-                        door,
+                        gateway,
                         launched,
                     } = arrival;
                     self.launched = Some(launched);
                     self.order(Work::Launch(Box::new((identity, definition))));
-                    self.open(door);
+                    self.open(gateway);
                 }
                 // Only a new migration launches.
                 None => {
@@ -259,11 +265,11 @@ impl Runner {
     }
 
     /// Waits behind the door; the channel is told only once the process waits too.
-    fn open(&mut self, door: Door) {
-        self.channel = Some(door.channel().clone());
+    fn open(&mut self, gateway: Gateway) {
+        self.channel = Some(gateway.channel().clone());
         let answers = self.answers.clone();
         self.waiting = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let _ = answers.send(Answer::Admitted(door.admit().await));
+            let _ = answers.send(Answer::Admitted(gateway.admit().await));
         })));
     }
 
@@ -581,6 +587,9 @@ impl Runner {
         }
         self.closing = true;
         self.shut_the_door();
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.close(&self.machine.terms().migration).await;
+        }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the destination's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),

@@ -84,6 +84,7 @@ pub fn channel(error: &ChannelError) -> Fault {
         ChannelError::Uri(_)
         | ChannelError::NotTaken(_)
         | ChannelError::Deadline { .. }
+        | ChannelError::Tunnel(_)
         | ChannelError::System { .. } => (Category::Unavailable, "StreamFailed"),
     };
     Fault::new(category, reason, error.to_string())

@@ -13,16 +13,17 @@ use godwit_handover::{
     Destination, DestinationEntry, DestinationEvent, DestinationFacts, Refusal, Source, SourceEntry,
     SourceEvent, SourceFacts, Step, StreamFact, Terms, Wanted,
 };
-use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, StreamOptions, Update};
+use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, StreamOptions, Transport, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::channel::Door;
+use super::channel::{ChannelError, Door};
 use super::custody::{Custody, Records};
 use super::destination::{self, Arrival, DestinationStart};
 use super::faults;
+use super::gateway::Gateway;
 use super::journal::{self, Head, Journal, JournalError, Reopened, Role};
 use super::observation;
 use super::options;
@@ -31,6 +32,7 @@ use super::updates::{Publisher, Shown};
 use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
 use crate::hypervisor::{HypervisorError, RunState};
 use crate::tickets::Attempt;
+use crate::tunnel::Tunnels;
 
 /// How long an ended migration's journal is kept: until then a repeated order about it does nothing.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -59,6 +61,8 @@ pub struct Settings {
     pub migration_ports: RangeInclusive<u16>,
     /// Whether streams in plain text are refused, whatever is ordered.
     pub refuse_plain_text: bool,
+    /// The tunnels of this host; `None`: it serves none.
+    pub tunnels: Option<Tunnels>,
 }
 
 /// A migration whose journal, or whose guest, cannot be acted on.
@@ -512,6 +516,7 @@ impl Inner {
             machine,
             first,
             stream,
+            tunnel: self.tunnel(stream),
             guest: Some(held.guest.clone()),
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -554,17 +559,21 @@ impl Inner {
         let definition = Definition::parse(definition)
             .map_err(|error| GuestError::DefinitionRefused(error.to_string()))?;
         let (machine, first) = Destination::prepare(terms.clone(), gates).map_err(faults::refused)?;
-        let settings = &self.settings;
-        let door = Door::open(
-            settings.migration_address,
-            settings.migration_ports.clone(),
-            &terms.migration,
-            stream.encrypted,
-        )
-        .map_err(|error| faults::channel(&error))?;
-        let journal = self
-            .create_journal(self.head(terms, Role::Destination, stream))
-            .await?;
+        let gateway = self
+            .gateway(terms, stream)
+            .await
+            .map_err(|error| faults::channel(&error))?;
+        let tunnel = self.tunnel(stream);
+        let head = self.head(terms, Role::Destination, stream);
+        let journal = match self.create_journal(head).await {
+            Ok(journal) => journal,
+            Err(fault) => {
+                if let Some(tunnel) = tunnel {
+                    tunnel.close(&terms.migration).await;
+                }
+                return Err(fault);
+            }
+        };
         let (launched, waits) = oneshot::channel();
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(false));
@@ -579,9 +588,10 @@ impl Inner {
             arrival: Some(Arrival {
                 identity,
                 definition,
-                door,
+                gateway,
                 launched,
             }),
+            tunnel,
             guest: None,
             custody: self.custody.clone(),
             journal: Some(journal),
@@ -603,10 +613,35 @@ impl Inner {
         }
     }
 
+    /// The tunnels, if a stream travels through one.
+    fn tunnel(&self, stream: StreamOptions) -> Option<Tunnels> {
+        match stream.transport {
+            Transport::Native => None,
+            Transport::Tunnelled => self.settings.tunnels.clone(),
+        }
+    }
+
+    /// Where a stream is to come in.
+    async fn gateway(&self, terms: &Terms, stream: StreamOptions) -> Result<Gateway, ChannelError> {
+        if let Some(tunnel) = self.tunnel(stream) {
+            let door = tunnel.expect(&terms.migration, &terms.source).await?;
+            return Ok(Gateway::Tunnel(door));
+        }
+        let (settings, migration) = (&self.settings, &terms.migration);
+        let ports = settings.migration_ports.clone();
+        Door::open(settings.migration_address, ports, migration, stream.encrypted).map(Gateway::Native)
+    }
+
     /// Whether this host lets a stream travel in this way, and can.
     fn check_stream(&self, stream: StreamOptions) -> Result<(), Fault> {
         let abilities = self.custody.streams().ok_or_else(no_hypervisor)?;
-        options::judge(stream, abilities, self.settings.refuse_plain_text)
+        let settings = &self.settings;
+        options::judge(
+            stream,
+            abilities,
+            settings.tunnels.is_some(),
+            settings.refuse_plain_text,
+        )
     }
 
     fn check_party(&self, named: &str) -> Result<(), Fault> {
@@ -758,6 +793,7 @@ impl Inner {
             machine,
             first: if ended { nothing() } else { first },
             stream: head.stream,
+            tunnel: self.tunnel(head.stream),
             guest,
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -815,6 +851,7 @@ impl Inner {
             machine,
             first: if ended { nothing() } else { first },
             arrival: None,
+            tunnel: self.tunnel(head.stream),
             guest,
             custody: self.custody.clone(),
             journal: (!ended).then_some(journal),

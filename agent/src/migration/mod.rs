@@ -10,6 +10,7 @@ mod destination;
 mod driver;
 mod driver_watch;
 mod faults;
+mod gateway;
 pub mod journal;
 mod migrations;
 mod observation;

@@ -11,15 +11,16 @@ use crate::hypervisor::StreamAbilities;
 pub fn judge(
     stream: StreamOptions,
     abilities: StreamAbilities,
+    tunnels: bool,
     refuse_plain_text: bool,
 ) -> Result<(), Fault> {
     let lacks = |message: String| Err(Fault::new(Category::Lacking, "StreamNotServed", message));
     match stream.transport {
-        Transport::Native => {}
-        Transport::Tunnelled => return lacks("This agent serves no tunnel".into()),
-    }
-    if stream.encrypted && !abilities.encrypts {
-        return lacks("The hypervisor of this host cannot encrypt a stream".into());
+        Transport::Native if stream.encrypted && !abilities.encrypts => {
+            return lacks("The hypervisor of this host cannot encrypt a stream; a tunnel can".into());
+        }
+        Transport::Tunnelled if !tunnels => return lacks("This host serves no tunnel".into()),
+        Transport::Native | Transport::Tunnelled => {}
     }
     if stream.connections > abilities.connections {
         return lacks(format!(
@@ -27,7 +28,9 @@ pub fn judge(
             stream.connections, abilities.connections
         ));
     }
-    if !stream.encrypted && refuse_plain_text {
+    // A tunnel is encrypted whatever was asked for.
+    let plain = !stream.encrypted && stream.transport == Transport::Native;
+    if plain && refuse_plain_text {
         return Err(Fault::new(
             Category::Forbidden,
             "PlainTextRefused",
@@ -48,7 +51,8 @@ mod tests {
     };
 
     fn reason(stream: StreamOptions, abilities: StreamAbilities, refuse: bool) -> String {
-        judge(stream, abilities, refuse).unwrap_err().reason.into_owned()
+        let judged = judge(stream, abilities, false, refuse);
+        judged.unwrap_err().reason.into_owned()
     }
 
     #[test]
@@ -62,8 +66,8 @@ mod tests {
             connections: 5,
             ..plain
         };
-        judge(plain, ALL, false).unwrap();
-        judge(encrypted, ALL, true).unwrap();
+        judge(plain, ALL, false, false).unwrap();
+        judge(encrypted, ALL, false, true).unwrap();
         assert_eq!(reason(plain, ALL, true), "PlainTextRefused");
         assert_eq!(reason(wide, ALL, false), "StreamNotServed");
         let bare = StreamAbilities {
@@ -71,6 +75,12 @@ mod tests {
             ..ALL
         };
         assert_eq!(reason(encrypted, bare, false), "StreamNotServed");
-        judge(plain, bare, false).unwrap();
+        judge(plain, bare, false, false).unwrap();
+        let tunnelled = StreamOptions {
+            transport: Transport::Tunnelled,
+            ..plain
+        };
+        assert_eq!(reason(tunnelled, ALL, false), "StreamNotServed");
+        judge(tunnelled, bare, true, true).unwrap();
     }
 }

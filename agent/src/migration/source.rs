@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::channel;
+use super::channel::{self, ChannelError};
 use super::custody::{Custody, Records};
 use super::driver_watch::{DriverWatch, Lapse};
 use super::journal::{self, Journal, Line};
@@ -29,6 +29,7 @@ use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, StreamFigures, StreamLimits, StreamState,
     StreamStatus,
 };
+use crate::tunnel::Tunnels;
 
 /// How long opening the channel may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -74,6 +75,8 @@ pub(super) struct SourceStart {
     pub(super) first: Step<SourceEffect>,
     /// How memory is to travel.
     pub(super) stream: StreamOptions,
+    /// The tunnels, if the stream goes through one.
+    pub(super) tunnel: Option<Tunnels>,
     /// The process; `None` if it is gone.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -115,6 +118,7 @@ enum Answer {
 struct Runner {
     machine: Source,
     guest: Option<Arc<dyn Guest>>,
+    tunnel: Option<Tunnels>,
     custody: Arc<dyn Custody>,
     records: Arc<dyn Records>,
     pen: Option<Pen<SourceEntry>>,
@@ -153,6 +157,7 @@ pub(super) async fn run(start: SourceStart) {
             custody: start.custody.clone(),
             terms: start.machine.terms().clone(),
             stream: start.stream,
+            tunnel: start.tunnel.clone(),
         };
         (
             sender,
@@ -177,6 +182,7 @@ pub(super) async fn run(start: SourceStart) {
     let mut runner = Runner {
         machine: start.machine,
         guest: start.guest,
+        tunnel: start.tunnel,
         custody: start.custody,
         records: start.records,
         pen,
@@ -617,6 +623,9 @@ impl Runner {
             self.custody.unprotect(self.machine.terms()).await;
         }
         self.closing = true;
+        if let Some(tunnel) = self.tunnel.take() {
+            tunnel.close(&self.machine.terms().migration).await;
+        }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the source's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),
@@ -676,6 +685,7 @@ struct Hand {
     custody: Arc<dyn Custody>,
     terms: godwit_handover::Terms,
     stream: StreamOptions,
+    tunnel: Option<Tunnels>,
 }
 
 impl Hand {
@@ -784,7 +794,14 @@ impl Hand {
             )
         };
         let (migration, encrypted) = (&self.terms.migration, self.stream.encrypted);
-        let stream = match channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await {
+        let opened = match &self.tunnel {
+            Some(tunnel) => tunnel
+                .open(migration, &self.terms.destination, channel, CONNECT_DEADLINE)
+                .await
+                .map_err(ChannelError::from),
+            None => channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await,
+        };
+        let stream = match opened {
             Ok(stream) => stream,
             Err(error) => {
                 return not(

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use godwit_handover::{Cause, Decision, DestinationReport, RecordView, Terms};
-use godwit_protocol::server::{Limits, serve};
+use godwit_protocol::server::{Limits, NoPassage, serve};
 use godwit_protocol::ticket::{Act, CLOCK_TOLERANCE, LIFETIME, PublicKey, PublicKeys, SigningKey, Ticket};
 use godwit_protocol::{
     AgentClient, Category, ClientTls, CurrentCredentials, Fault, GuestName, Order, OrderAnswer, PeerIdentity,
@@ -221,9 +221,16 @@ impl Served {
         let tls = ServerTls::new(credentials);
         let shutdown = stop.clone().cancelled_owned();
         let serving = tokio::spawn(async move {
-            serve(listener, tls, Limits::default(), service, shutdown)
-                .await
-                .unwrap()
+            serve(
+                listener,
+                tls,
+                Limits::default(),
+                service,
+                Arc::new(NoPassage),
+                shutdown,
+            )
+            .await
+            .unwrap()
         });
         Self {
             directory,

@@ -268,6 +268,7 @@ impl Host {
             migration_address: "127.0.0.1".parse().unwrap(),
             migration_ports: 0..=0,
             refuse_plain_text: false,
+            tunnels: None,
         };
         let agent = Migrations::new(settings, custody, Arc::new(record.clone()));
         agent.recover().await.unwrap();

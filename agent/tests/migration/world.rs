@@ -105,6 +105,7 @@ fn life(
         migration_address: "127.0.0.1".parse().unwrap(),
         migration_ports: 0..=0,
         refuse_plain_text: false,
+        tunnels: None,
     };
     let keeper: Arc<dyn Custody> = custody.clone();
     (

@@ -19,21 +19,8 @@ use crate::text::{NAME, clean};
 /// How long `--wait` waits unless told otherwise: a guest of some tens of GiB on a slow network.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(600);
 
-/// What to say when the word for plain text is missing. Checked before anything is sent.
-pub fn refuse_unspoken_plain_text(args: &MigrateArgs) -> Result<(), CliError> {
-    if args.plain_text {
-        return Ok(());
-    }
-    Err(CliError::Usage(
-        "Say --plain-text: this version moves guest memory unencrypted from host to host (security.require: None \
-         is all that it serves), and that needs your word. Give it only if the migration network may see the memory"
-            .into(),
-    ))
-}
-
 /// Creates the migration, and follows it if asked to.
 pub async fn run(cluster: &Cluster, args: &MigrateArgs) -> Result<Exit, CliError> {
-    refuse_unspoken_plain_text(args)?;
     look_up::<VirtualMachine>(cluster, &args.vm).await?;
     look_up::<VirtualMachineHost>(cluster, &args.to).await?;
     let action = cluster.action::<VirtualMachineMigration>("create", args.name.as_deref());
@@ -78,9 +65,17 @@ fn request(args: &MigrateArgs) -> VirtualMachineMigration {
         } else {
             ControlFlow::default()
         },
-        transport: Transport::Native,
+        transport: if args.tunnelled {
+            Transport::Tunnelled
+        } else {
+            Transport::Native
+        },
         security: Security {
-            require: SecurityRequirement::None,
+            require: if args.plain_text {
+                SecurityRequirement::None
+            } else {
+                SecurityRequirement::Encrypted
+            },
         },
         tuning: tuning(args),
         cancel: false,
@@ -134,6 +129,7 @@ mod tests {
             to: "node-b".into(),
             managed: false,
             plain_text: true,
+            tunnelled: false,
             name: None,
             max_downtime: None,
             bandwidth: None,
@@ -179,14 +175,22 @@ mod tests {
     }
 
     #[test]
-    fn plain_text_must_be_said() {
-        assert!(refuse_unspoken_plain_text(&args()).is_ok());
-        let error = refuse_unspoken_plain_text(&MigrateArgs {
+    fn the_way_is_the_one_that_was_asked_for() {
+        let tunnelled = MigrateArgs {
+            tunnelled: true,
+            ..args()
+        };
+        assert_eq!(request(&tunnelled).spec.transport, Transport::Tunnelled);
+        assert_eq!(request(&args()).spec.transport, Transport::Native);
+    }
+
+    #[test]
+    fn memory_is_encrypted_unless_plain_text_is_said() {
+        let encrypted = request(&MigrateArgs {
             plain_text: false,
             ..args()
-        })
-        .unwrap_err();
-        assert_eq!(error.exit(), Exit::Usage);
-        assert!(error.to_string().starts_with("Say --plain-text: "));
+        });
+        assert_eq!(encrypted.spec.security.require, SecurityRequirement::Encrypted);
+        assert_eq!(request(&args()).spec.security.require, SecurityRequirement::None);
     }
 }

@@ -85,6 +85,7 @@ fn phase(migration: &VirtualMachineMigration, outcome: &Outcome) -> String {
 fn channel_text(channel: ChannelSecurity) -> &'static str {
     match channel {
         ChannelSecurity::PlainText => "plain text: guest memory is not encrypted on its way",
+        ChannelSecurity::Encrypted => "encrypted, and both hosts have proved who they are",
     }
 }
 

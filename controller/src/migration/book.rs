@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use godwit_crds::condition::{find_condition, set_condition};
-use godwit_crds::migration::{ChannelSecurity, Downtime, Failure, MigrationPhase};
+use godwit_crds::migration::{Downtime, Failure, MigrationPhase};
 use godwit_crds::{Condition, ConditionStatus, VirtualMachineMigrationStatus};
 use godwit_handover::{Phase, Terms};
 use godwit_protocol::Progress as Figures;
@@ -58,7 +58,6 @@ impl Book {
         self.status.destination = Some(terms.destination.clone());
         self.status.virtual_machine_uid = Some(terms.guest.clone());
         self.status.epoch = i64::try_from(terms.epoch).ok();
-        self.status.channel = Some(ChannelSecurity::PlainText);
         let fits = format!(
             "Guest and hosts fit: {} is to go from {} to {}.",
             terms.guest, terms.source, terms.destination

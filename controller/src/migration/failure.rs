@@ -193,6 +193,8 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::DefinitionRefused => "Correct the guest, or name another host.",
         Reason::FileMissing => "Provide it under the same name there.",
         Reason::DiskFull => "Free space in the agent's state directory.",
+        Reason::StreamNotServed => "Ask for less, or name another host.",
+        Reason::PlainTextRefused => "Leave `security.require` out; then the memory is encrypted.",
         Reason::StreamFailed => "Check the network between the migration addresses; try again.",
         Reason::HypervisorUnresponsive => "Look at the hypervisor's process on that host.",
         Reason::HostRebooted => "If it was the source the guest is lost; else try again.",

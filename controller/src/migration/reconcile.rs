@@ -279,6 +279,7 @@ fn start(
     };
     let mut book = Book::open(migration.status.clone(), control.generation);
     book.accept(&terms, Timestamp::now());
+    book.status.channel = Some(stream::channel(&migration.spec));
     let name = guest.map_or_else(|| migration.spec.virtual_machine.clone(), ResourceExt::name_any);
     let assignment = Assignment {
         migration: migration.clone(),

@@ -238,8 +238,7 @@ impl Drive {
             .driving()
             .is_some_and(|driving| driving.gave_up.is_some() || driving.ended_at_micros.is_some());
         // Whoever drives there is to stop; if nobody does, that is what the order is answered with.
-        if self.unwanted() && self.armed() && !gave_up && !self.undriven() && !self.driver.too_late()
-        {
+        if self.unwanted() && self.armed() && !gave_up && !self.undriven() && !self.driver.too_late() {
             self.order(
                 Key::AbortSource,
                 Role::Source,

@@ -10,7 +10,7 @@ use godwit_handover::{
     Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Terms, Token, Wanted,
 };
 use godwit_protocol::gate::Peer;
-use godwit_protocol::server::{self, Limits};
+use godwit_protocol::server::{self, Limits, NoPassage};
 use godwit_protocol::version::{self, Versions};
 use godwit_protocol::{
     Driving, Fault, GuestAnswer, GuestState, Order, OrderAnswer, Progress, ServerTls, Side, StartGuest,
@@ -301,9 +301,16 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let service = Arc::new(Service(agent.clone()));
         let task = tokio::spawn(async move {
-            server::serve(listener, tls, Limits::default(), service, std::future::pending())
-                .await
-                .unwrap();
+            server::serve(
+                listener,
+                tls,
+                Limits::default(),
+                service,
+                Arc::new(NoPassage),
+                std::future::pending(),
+            )
+            .await
+            .unwrap();
         });
         Self { agent, address, task }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use godwit_protocol::gate::Peer;
-use godwit_protocol::server::{self, Limits};
+use godwit_protocol::server::{self, Limits, NoPassage};
 use godwit_protocol::{
     Category, Fault, GuestAnswer, GuestState, Order, OrderAnswer, PeerIdentity, ServerTls, StartGuest,
     Update, wire,
@@ -169,9 +169,16 @@ impl Served {
         let address = listener.local_addr().unwrap();
         let agent = Arc::new(agent);
         let (stop, stopped) = oneshot::channel();
-        let serving = server::serve(listener, tls, limits, Arc::clone(&agent), async {
-            drop(stopped.await);
-        });
+        let serving = server::serve(
+            listener,
+            tls,
+            limits,
+            Arc::clone(&agent),
+            Arc::new(NoPassage),
+            async {
+                drop(stopped.await);
+            },
+        );
         let task = tokio::spawn(async { serving.await.unwrap() });
         Self {
             address,

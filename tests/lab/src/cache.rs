@@ -107,7 +107,7 @@ pub fn build_programs() -> anyhow::Result<PathBuf> {
     command
         .current_dir(workspace())
         .args(["build", "--quiet", "--profile", profile]);
-    for package in ["godwit-agent", "godwit-controller", "godwit-cli"] {
+    for package in ["godwit-agent", "godwit-relay", "godwit-controller", "godwit-cli"] {
         command.args(["--package", package]);
     }
     let status = command.status().context("run cargo to build godwit's programs")?;

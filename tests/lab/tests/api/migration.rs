@@ -29,6 +29,10 @@ pub async fn a_migration_is_checked(lab: &mut Lab) -> anyhow::Result<()> {
     assert_eq!(made["spec"]["tuning"]["maxDowntime"], "300ms");
     assert_eq!(made["spec"]["tuning"]["bandwidth"], "0");
     assert_eq!(made["spec"]["cancel"], false);
+    let mut silent = good.clone();
+    set(&mut silent, "/spec/security", Value::Null);
+    let made = try_create(&client, RESOURCE, &silent).await.accepted();
+    assert_eq!(made["spec"]["security"]["require"], "Encrypted");
     for budget in ["10ms", "300ms", "2s", "60s", "60000ms"] {
         let mut object = good.clone();
         set(&mut object, "/spec/tuning/maxDowntime", json!(budget));
