@@ -125,6 +125,7 @@ fn r4_the_destination_takes_the_source_of_this_migration_only() {
         // With TLS 1.3 a client learns afterwards that it is not wanted.
         let read = source.read(&mut [0; 1]);
         assert!(read.is_err(), "{why}: {read:?}");
+        drop(source);
         handshake_fails(&rig.destination.rejected(), why);
     }
 }
@@ -149,6 +150,7 @@ fn r4_the_source_speaks_with_the_destination_of_this_migration_only() {
         let mut destination = peers::bare_destination(&rig.port, &credentials);
         let read = destination.read(&mut [0; 1]);
         assert!(read.is_err(), "{why}: a header came: {read:?}");
+        drop(destination);
         handshake_fails(&rig.source.failed(name.channel), why);
         drop(near);
     }
@@ -168,6 +170,7 @@ fn r5_an_older_tls_is_not_spoken() {
     rig.arrive();
     let error = source.read(&mut [0; 1]).unwrap_err();
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+    drop(source);
     handshake_fails(&rig.destination.rejected(), "Tls12NotOfferedOrEnabled");
 }
 
@@ -193,6 +196,7 @@ fn other_protocols_are_turned_away() {
     stray.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let (socket, _) = rig.port.accept().unwrap();
     rig.destination.relay.arrived(&socket, vec![]).unwrap();
+    drop(stray);
     assert!(matches!(rig.destination.rejected(), OpenFailure::Handshake(_)));
 }
 
