@@ -59,6 +59,10 @@ pub async fn r1_only_the_signer_signs_and_it_does_nothing_else(lab: &mut Lab) ->
         ("patch", "clustertrustbundles.certificates.k8s.io", "example.org:other:roots", &[]),
         ("delete", "clustertrustbundles.certificates.k8s.io", bundle, &[]),
         ("patch", "configmaps", signer::TRUST, &[SIGNER]),
+        // Each has its own key and none of the other's; the authority's is mounted into the signer's pod.
+        ("get", "secrets", "godwit-ticket-key", &[chart::CONTROLLER_ACCOUNT]),
+        ("get", "secrets", "godwit-signer-ca", &[]),
+        ("create", "pods", "", &[]),
     ];
     for (verb, resource, name, who) in table {
         for part in parts {
