@@ -269,7 +269,12 @@ impl Drive {
     }
 
     fn silent(&mut self, fault: Fault) {
-        tracing::warn!(migration = self.terms().migration, %fault, "the destination is silent");
+        // It is tried again for as long as it takes; one line tells it.
+        if self.silent_because.is_none() {
+            tracing::warn!(migration = self.terms().migration, %fault, "the destination is silent");
+        } else {
+            tracing::debug!(migration = self.terms().migration, %fault, "the destination is still silent");
+        }
         self.client = None;
         self.path.destination_watched(false);
         self.silent_since.get_or_insert_with(Instant::now);
