@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_identity::{OpenError, Source};
 use godwit_protocol::{ClientTls, PeerIdentity, TlsFiles};
@@ -143,6 +143,8 @@ pub async fn work(
         hosts,
         stop.clone(),
     ));
+    // One watch fills the store and wakes the guests: with one for each, a guest could be judged by what the store had
+    // not heard yet, and nothing would wake it again.
     let host_watch = reflector::reflector(
         writer,
         watcher(
@@ -151,11 +153,8 @@ pub async fn work(
         ),
     )
     .default_backoff()
-    .for_each(|event| async move {
-        if let Err(error) = event {
-            tracing::warn!(%error, "the hosts are not seen");
-        }
-    });
+    .touched_objects()
+    .inspect_err(|error| tracing::warn!(%error, "the hosts are not seen"));
 
     let of_host = waiting_for_host(guests.store());
     let of_guest = of_guest(migrations.store());
@@ -174,11 +173,7 @@ pub async fn work(
                 Some(ObjectRef::new(&migration.spec.virtual_machine).within(&namespace))
             },
         )
-        .watches(
-            Api::<VirtualMachineHost>::all(client.clone()),
-            watcher::Config::default(),
-            of_host,
-        )
+        .watches_stream(host_watch, of_host)
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(guest::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachine", done) });
@@ -204,8 +199,7 @@ pub async fn work(
         cluster.tasks.close();
         cluster.tasks.wait().await;
     };
-    let beside = futures::future::join4(
-        host_watch,
+    let beside = futures::future::join3(
         host::watch_leases(cluster.clone(), namespace),
         tickets.run(stop.clone()),
         ready,

@@ -24,7 +24,7 @@ use crate::time;
 
 /// Between two orders to start that were not carried out.
 const START_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
-/// Between two looks at a guest that its host does not report.
+/// Between two looks at a guest that its host does not report, or that is on its way.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a reconciliation has to be tried again.
@@ -79,7 +79,7 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
     cluster.starts.missing(&uid, missing);
     write_status(&cluster, &api, &guest, &status).await?;
     match deed {
-        Deed::None if missing => Ok(Action::requeue(LOOK_AGAIN)),
+        Deed::None if missing || unsettled(&status) => Ok(Action::requeue(LOOK_AGAIN)),
         Deed::None => Ok(Action::await_change()),
         Deed::Record { host } => {
             cluster.warm(&host);
@@ -104,6 +104,20 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
             release(&cluster, &api, &guest, &uid).await
         }
         Deed::Release => release(&cluster, &api, &guest, &uid).await,
+    }
+}
+
+/// Whether the guest is on its way to somewhere: then it is looked at again, whatever is heard.
+fn unsettled(status: &VirtualMachineStatus) -> bool {
+    match status.state {
+        None | Some(GuestState::Starting | GuestState::Unknown) => true,
+        Some(
+            GuestState::Running
+            | GuestState::Paused
+            | GuestState::ShutOff
+            | GuestState::Crashed
+            | GuestState::Lost,
+        ) => false,
     }
 }
 
