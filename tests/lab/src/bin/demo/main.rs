@@ -253,8 +253,9 @@ spec:
   destination:
     host: {to}
   controlFlow: PeerToPeer
+  transport: Tunnelled
   security:
-    require: None
+    require: Encrypted
 ",
         guest::NAMESPACE
     )
@@ -284,7 +285,7 @@ async fn leave(lab: Lab, screen: &Screen) -> anyhow::Result<()> {
     ));
     for command in [
         "kubectl get godwit -A",
-        "kubectl godwit migrate web1 --to h2 --plain-text --wait",
+        "kubectl godwit migrate web1 --to h2 --tunnelled --wait",
         "kubectl godwit guests",
         "kubectl describe vmmig web1-to-h2",
     ] {
