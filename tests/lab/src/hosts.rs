@@ -252,6 +252,20 @@ impl Host {
         Ok(ports)
     }
 
+    /// Whether this host's agent has an open connection from the host at `peer`.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn hears(&self, peer: IpAddr) -> anyhow::Result<bool> {
+        let output = self
+            .command(Path::new("cat"))
+            .arg("/proc/net/tcp")
+            .output()
+            .context("read the table of sockets")?;
+        let table = String::from_utf8_lossy(&output.stdout);
+        Ok(table.lines().any(|line| visited(line, peer)))
+    }
+
     /// The files below the agent's state and run directories, in order: what is left after a migration.
     ///
     /// # Errors
@@ -283,15 +297,31 @@ fn listener(line: &str, address: IpAddr) -> Option<u16> {
         return None;
     }
     let (at, port) = local.rsplit_once(':')?;
-    let here = match address {
-        // The kernel writes the address as a number in the machine's byte order.
-        IpAddr::V4(address) => format!("{:08X}", u32::from_ne_bytes(address.octets())),
-        IpAddr::V6(_) => return None,
-    };
+    let here = written(address)?;
     if at != here && at.chars().any(|digit| digit != '0') {
         return None;
     }
     u16::from_str_radix(port, 16).ok()
+}
+
+/// Whether a line of the kernel's table is an open connection from `peer` to the agent port.
+fn visited(line: &str, peer: IpAddr) -> bool {
+    const ESTABLISHED: &str = "01";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, local, remote, state, ..] = fields.as_slice() else {
+        return false;
+    };
+    *state == ESTABLISHED
+        && local.ends_with(&format!(":{AGENT_PORT:04X}"))
+        && remote.split(':').next() == written(peer).as_deref()
+}
+
+/// An address as the kernel writes it: a number in the machine's byte order.
+fn written(address: IpAddr) -> Option<String> {
+    match address {
+        IpAddr::V4(address) => Some(format!("{:08X}", u32::from_ne_bytes(address.octets()))),
+        IpAddr::V6(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -313,5 +343,17 @@ mod tests {
         assert_eq!(at("0B01710A:4082", "01"), None, "a connection");
         assert_eq!(at("0C01710A:4082", "0A"), None, "another host");
         assert_eq!(listener("  sl  local_address rem_address   st", address), None);
+    }
+
+    #[test]
+    fn visitors_of_the_agent_port_are_read_from_it_too() {
+        let peer = IpAddr::from([10, 113, 1, 11]);
+        let seen = |local: &str, remote: &str, state: &str| {
+            visited(&format!("   0: {local} {remote} {state} 00000000:00000000"), peer)
+        };
+        assert!(seen("0C01710A:4082", "0B01710A:D431", "01"));
+        assert!(!seen("0C01710A:4082", "0B01710A:D431", "06"), "it has ended");
+        assert!(!seen("0C01710A:4082", "0D01710A:D431", "01"), "another host");
+        assert!(!seen("0C01710A:C082", "0B01710A:D431", "01"), "another port");
     }
 }

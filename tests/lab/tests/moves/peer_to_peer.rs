@@ -175,6 +175,15 @@ pub async fn peer_to_peer_the_agents_are_killed(lab: &mut Lab) -> anyhow::Result
     lab.wait_until_ready().await?;
     lab.restart_agent(2)?;
     lab.wait_until_ready().await?;
+    // A guest whose memory is through waits for no driver: the two are to hear each other again before.
+    let began = Instant::now();
+    while !lab.hosts[1].hears(lab.network.host(1))? {
+        ensure!(
+            began.elapsed() < SOON,
+            "the driver does not come back to the destination"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let phase = migrations(lab)
         .get("survivor-1")
         .await?
