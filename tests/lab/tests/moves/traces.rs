@@ -1,5 +1,6 @@
 //! What a guest has left on a host.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -107,6 +108,37 @@ pub fn taps(host: &Host) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
+/// How many connections to the API server an agent holds open. Its client keeps as many as it just needed at once, for
+/// a while, whether guests move or not.
+fn pooled(agent: u32, host: IpAddr) -> anyhow::Result<usize> {
+    let IpAddr::V4(host) = host else { return Ok(0) };
+    let [a, b, c, _] = host.octets();
+    // The lab's control plane is at the machine's own address; the kernel writes it in the machine's byte order.
+    let machine = format!("{:08X}:", u32::from_ne_bytes([a, b, c, 1]));
+    let own_port = format!(":{:04X}", godwit_lab::hosts::AGENT_PORT);
+    let table = std::fs::read_to_string(format!("/proc/{agent}/net/tcp"))?;
+    let mut sockets = Vec::new();
+    for line in table.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        if let [_, local, remote, _, _, _, _, _, _, inode, ..] = fields.as_slice()
+            && remote.starts_with(&machine)
+            && !local.ends_with(&own_port)
+        {
+            sockets.push(format!("socket:[{inode}]"));
+        }
+    }
+    let mut held = 0;
+    for entry in std::fs::read_dir(format!("/proc/{agent}/fd"))? {
+        // One that was closed meanwhile is not held.
+        if let Ok(link) = std::fs::read_link(entry?.path())
+            && sockets.iter().any(|socket| link.as_os_str() == socket.as_str())
+        {
+            held += 1;
+        }
+    }
+    Ok(held)
+}
+
 /// What an agent holds and a host has lying about, in figures that may not grow from one migration to the next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holdings {
@@ -130,7 +162,7 @@ impl Holdings {
             !probe && file.extension().is_none_or(|word| word != "journal")
         });
         Ok(Self {
-            descriptors: count("fd")?,
+            descriptors: count("fd")?.saturating_sub(pooled(agent, host.address)?),
             threads: count("task")?,
             processes: host.processes().len(),
             ports: host.listening()?,
