@@ -17,6 +17,7 @@ pub mod host;
 pub mod leader;
 pub mod migration;
 pub mod placement;
+pub mod program;
 pub mod reason;
 pub mod record;
 pub mod run;

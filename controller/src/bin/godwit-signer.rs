@@ -1,94 +1,13 @@
 //! The signer's program.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use godwit_controller::config::LogFormat;
+use godwit_controller::program;
 use godwit_controller::signer::config::Config;
 use godwit_controller::signer::serve;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    end_on_panic();
     let config = Config::parse();
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=warn"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
-    // Both libraries that speak TLS here take the process's provider; it is the same for each.
-    if rustls::crypto::aws_lc_rs::default_provider()
-        .install_default()
-        .is_err()
-    {
-        tracing::debug!("a TLS provider was chosen already");
-    }
-    // Two threads are plenty: the signer waits for others nearly all of the time.
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "the runtime cannot be started");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = runtime.block_on(supervise(config));
-    runtime.shutdown_background();
-    code
-}
-
-/// Runs until the end or a signal. The first SIGTERM or SIGINT lets what is under way come to its end; the second
-/// ends the process at once: a request that has no answer waits for the next signer.
-async fn supervise(config: Config) -> ExitCode {
-    let shutdown = CancellationToken::new();
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be caught");
-        return ExitCode::FAILURE;
-    };
-    let running = serve::run(config, shutdown.clone());
-    tokio::pin!(running);
-    loop {
-        tokio::select! {
-            ended = &mut running => return match ended {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    let causes: Vec<_> = std::iter::successors(std::error::Error::source(&error), |cause| cause.source())
-                        .map(ToString::to_string).collect();
-                    tracing::error!(causes = causes.join(": "), "{error}");
-                    ExitCode::FAILURE
-                }
-            },
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        if shutdown.is_cancelled() {
-            tracing::warn!("ending at once");
-            return ExitCode::FAILURE;
-        }
-        tracing::info!("ending; once more to end at once");
-        shutdown.cancel();
-    }
-}
-
-/// A task that panicked would leave the rest running on half of what it knows; a signer that starts anew reads
-/// everything again.
-fn end_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
-        std::process::abort();
-    }));
+    program::run(config.log_format, |shutdown| serve::run(config, shutdown))
 }
