@@ -24,6 +24,7 @@ pub mod reason;
 mod refusals;
 pub mod server;
 pub mod stream;
+mod through;
 pub mod ticket;
 pub mod tls;
 pub mod update;
