@@ -2,11 +2,14 @@
 //! what a crashed run left behind, is found.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The environment variable in which every process of a run finds the directory it belongs to.
@@ -93,17 +96,32 @@ fn pids() -> impl Iterator<Item = i32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
+/// What of a process's line in `/proc` is of interest here.
+struct Stat {
+    zombie: bool,
+    start_time: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The program's name stands in parentheses and may hold anything, so the fields are counted from the last one.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace();
+        Some(Self {
+            zombie: matches!(fields.next()?, "Z" | "X"),
+            start_time: fields.nth(18)?.parse().ok()?,
+        })
+    }
+}
+
 /// Looks at one process. None when it does not exist or is a zombie.
 #[must_use]
 pub fn look(pid: i32) -> Option<Seen> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name stands in parentheses and may hold anything, so the fields are counted from the last one.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    if matches!(fields.first(), Some(&"Z" | &"X")) {
+    let stat = Stat::read(pid)?;
+    if stat.zombie {
         return None;
     }
-    let start_time = fields.get(19)?.parse().ok()?;
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let program = program
         .file_name()?
@@ -112,41 +130,55 @@ pub fn look(pid: i32) -> Option<Seen> {
         .to_owned();
     Some(Seen {
         pid,
-        start_time,
+        start_time: stat.start_time,
         program,
     })
 }
 
 /// Sends a signal to exactly this process, never to one that got its pid later. Whether it was there.
 pub fn signal(seen: &Seen, signal: Signal) -> bool {
-    let Some(pid) = Pid::from_raw(seen.pid) else {
-        return false;
-    };
-    let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return false;
-    };
+    hold(seen).is_some_and(|(descriptor, stat)| !stat.zombie && pidfd_send_signal(descriptor, signal).is_ok())
+}
+
+/// Takes hold of exactly this process, if it is still there.
+fn hold(seen: &Seen) -> Option<(OwnedFd, Stat)> {
+    let descriptor = pidfd_open(Pid::from_raw(seen.pid)?, PidfdFlags::empty()).ok()?;
     // Now that the descriptor holds the process, see whether it is the one that was meant.
-    look(seen.pid).is_some_and(|now| now.start_time == seen.start_time)
-        && pidfd_send_signal(descriptor, signal).is_ok()
+    let stat = Stat::read(seen.pid)?;
+    (stat.start_time == seen.start_time).then_some((descriptor, stat))
 }
 
 /// Kills processes and waits until they are gone, 10 s at most. Gives back those that are still there.
+///
+/// Gone is a process whose last thread has ended: its first one is a zombie some milliseconds sooner, while the others
+/// still hold its files and sockets.
 #[must_use]
 pub fn kill(processes: &[Seen]) -> Vec<Seen> {
-    for process in processes {
-        signal(process, Signal::KILL);
+    let held: Vec<(&Seen, OwnedFd)> = processes
+        .iter()
+        .filter_map(|process| Some((process, hold(process)?.0)))
+        .collect();
+    for (_, descriptor) in &held {
+        // One that has ended meanwhile needs none.
+        let _ = pidfd_send_signal(descriptor, Signal::KILL);
     }
     let deadline = Instant::now() + Duration::from_secs(10);
+    held.into_iter()
+        .filter(|(_, descriptor)| !ended(descriptor, deadline))
+        .map(|(process, _)| process.clone())
+        .collect()
+}
+
+/// Waits until a process has ended, or the deadline has passed.
+fn ended(process: &OwnedFd, deadline: Instant) -> bool {
     loop {
-        let left: Vec<Seen> = processes
-            .iter()
-            .filter(|process| look(process.pid).is_some_and(|now| now.start_time == process.start_time))
-            .cloned()
-            .collect();
-        if left.is_empty() || Instant::now() > deadline {
-            return left;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&wait)) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
         }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
