@@ -1,0 +1,424 @@
+//! Each judgement about a guest, on plain data.
+
+use godwit_crds::ArmedMigration;
+use godwit_crds::guest_record::GuestReference;
+
+use super::*;
+use crate::samples::{guest, host};
+
+struct World {
+    guest: VirtualMachine,
+    record: Option<GuestRecordSpec>,
+    hosts: BTreeMap<String, VirtualMachineHost>,
+    migration: Option<&'static str>,
+    lost: bool,
+    answer: Option<Answer>,
+    missing_for: Duration,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            guest: guest("web"),
+            record: None,
+            hosts: ["a", "b"].map(|name| (name.to_owned(), host(name))).into(),
+            migration: None,
+            lost: false,
+            answer: None,
+            missing_for: Duration::ZERO,
+        }
+    }
+
+    /// A guest that `a` holds.
+    fn held() -> Self {
+        let reference = GuestReference {
+            namespace: "default".into(),
+            name: "web".into(),
+            uid: "uid-web".into(),
+        };
+        Self {
+            record: Some(record::first(reference, "a")),
+            ..Self::new()
+        }
+    }
+
+    /// A guest that `a` holds and reports.
+    fn reported(state: GuestState) -> Self {
+        let mut world = Self::held();
+        world.report("a", state, 1);
+        world
+    }
+
+    fn report(&mut self, host: &str, state: GuestState, epoch: i64) {
+        self.hosts
+            .get_mut(host)
+            .unwrap()
+            .status
+            .as_mut()
+            .unwrap()
+            .guests
+            .push(HostGuest {
+                uid: "uid-web".into(),
+                namespace: "default".into(),
+                name: "web".into(),
+                state,
+                epoch,
+                since: Some("2026-01-01T00:00:00.000000Z".into()),
+            });
+    }
+
+    fn silence(&mut self, host: &str) {
+        self.hosts
+            .get_mut(host)
+            .unwrap()
+            .status
+            .as_mut()
+            .unwrap()
+            .conditions[0]
+            .status = ConditionStatus::Unknown;
+    }
+
+    fn delete(&mut self) {
+        self.guest.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            Timestamp::from_second(9).unwrap(),
+        ));
+    }
+
+    fn at(&self, second: i64) -> Verdict {
+        decide(&Facts {
+            guest: &self.guest,
+            record: self.record.as_ref(),
+            hosts: &self.hosts,
+            migration: self.migration,
+            lost: self.lost,
+            answer: self.answer.as_ref(),
+            missing_for: self.missing_for,
+            promised: &BTreeMap::new(),
+            now: Timestamp::from_second(second).unwrap(),
+        })
+    }
+
+    /// The verdict; a second look at its own status changes nothing.
+    fn judge(&self) -> Verdict {
+        let verdict = self.at(10);
+        let mut again = World {
+            guest: self.guest.clone(),
+            record: self.record.clone(),
+            hosts: self.hosts.clone(),
+            answer: self.answer.clone(),
+            ..*self
+        };
+        again.guest.status = Some(verdict.status.clone());
+        if verdict.deed == Deed::None {
+            assert_eq!(again.at(20), verdict, "a second look changes something");
+        }
+        verdict
+    }
+}
+
+fn condition(verdict: &Verdict, type_: &str) -> (ConditionStatus, String) {
+    let found = find_condition(&verdict.status.conditions, type_).unwrap();
+    (found.status, found.reason.clone())
+}
+
+#[test]
+fn the_record_comes_before_the_first_order() {
+    let verdict = World::new().judge();
+    assert_eq!(verdict.deed, Deed::Record { host: "a".into() });
+    let verdict = World::held().judge();
+    assert_eq!(
+        verdict.deed,
+        Deed::Start {
+            host: "a".into(),
+            epoch: 1
+        }
+    );
+    assert_eq!(verdict.status.host.as_deref(), Some("a"));
+    assert_eq!(
+        condition(&verdict, "Ready"),
+        (ConditionStatus::False, "Starting".into())
+    );
+}
+
+#[test]
+fn a_named_host_is_taken_or_waited_for() {
+    let mut world = World::new();
+    world.guest.spec.host = Some("b".into());
+    assert_eq!(world.judge().deed, Deed::Record { host: "b".into() });
+    world.silence("b");
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(
+        condition(&verdict, "Scheduled"),
+        (ConditionStatus::False, "HostNotReady".into())
+    );
+    world.hosts.remove("b");
+    assert_eq!(condition(&world.judge(), "Scheduled").1, "HostNotFound");
+    world.guest.spec.host = None;
+    world.guest.spec.memory = "999Gi".into();
+    assert_eq!(condition(&world.judge(), "Scheduled").1, "NoHostFits");
+}
+
+#[test]
+fn what_the_holder_reports_is_mirrored() {
+    let verdict = World::reported(GuestState::Running).judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(verdict.status.state, Some(GuestState::Running));
+    assert_eq!(
+        verdict.status.since.as_deref(),
+        Some("2026-01-01T00:00:00.000000Z")
+    );
+    assert_eq!(
+        condition(&verdict, "Ready"),
+        (ConditionStatus::True, "Running".into())
+    );
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::False, "NotNeeded".into())
+    );
+}
+
+#[test]
+fn nothing_is_started_a_second_time() {
+    for state in [GuestState::ShutOff, GuestState::Crashed, GuestState::Paused] {
+        let verdict = World::reported(state).judge();
+        assert_eq!(verdict.deed, Deed::None, "{state:?}");
+        assert_eq!(verdict.status.state, Some(state));
+        assert_eq!(condition(&verdict, "Ready").0, ConditionStatus::False);
+    }
+    // Seen once and missing now.
+    let mut world = World::held();
+    world.guest.status = Some(World::reported(GuestState::Running).judge().status);
+    let verdict = world.judge();
+    assert_eq!((verdict.deed, verdict.missing), (Deed::None, true));
+    assert_eq!(verdict.status.state, Some(GuestState::Running));
+    world.missing_for = REPORT_LAG;
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "ProcessGone".into())
+    );
+    // Moved once: no start order either.
+    let mut world = World::held();
+    world.record.as_mut().unwrap().epoch = 2;
+    assert_eq!(world.judge().deed, Deed::None);
+    // Answered once.
+    let mut world = World::held();
+    world.answer = Some(Answer::State(GuestState::ShutOff, None));
+    assert_eq!(world.judge().status.state, Some(GuestState::ShutOff));
+    world.missing_for = REPORT_LAG;
+    assert_eq!(world.judge().deed, Deed::None);
+}
+
+#[test]
+fn a_refused_start_is_told_and_tried_again() {
+    let mut world = World::held();
+    world.answer = Some(Answer::Fault(Fault::new(
+        Category::Lacking,
+        "FileMissing",
+        "vmlinuz is not there",
+    )));
+    let verdict = world.judge();
+    assert!(matches!(verdict.deed, Deed::Start { .. }));
+    assert_eq!(
+        condition(&verdict, "Ready"),
+        (ConditionStatus::False, "FileMissing".into())
+    );
+    world.answer = Some(Answer::Fault(Fault::new(
+        Category::Unavailable,
+        "AgentUnreachable",
+        "no answer",
+    )));
+    let verdict = world.judge();
+    assert!(matches!(verdict.deed, Deed::Start { .. }));
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "StartUnanswered".into())
+    );
+}
+
+#[test]
+fn each_refusal_keeps_its_word_and_an_unknown_one_is_not_the_definitions_fault() {
+    let told = |category, word: &'static str| {
+        let mut world = World::held();
+        world.answer = Some(Answer::Fault(Fault::new(category, word, "so it is")));
+        let verdict = world.judge();
+        (
+            condition(&verdict, "Ready"),
+            condition(&verdict, "NeedsDecision").0,
+        )
+    };
+    let no = |status, word: &str| ((status, word.to_owned()), ConditionStatus::False);
+    let yes = |status, word: &str| ((status, word.to_owned()), ConditionStatus::True);
+    for (category, word) in [
+        (Category::Internal, "InternalError"),
+        (Category::Conflict, "StaleEpoch"),
+        (Category::Conflict, "AnotherMigrationActive"),
+        (Category::Conflict, "RecordConflict"),
+        (Category::Forbidden, "NotAllowed"),
+        (Category::Forbidden, "CertificateRejected"),
+        (Category::Version, "ProtocolVersionUnsupported"),
+        (Category::Unavailable, "DiskFull"),
+        (Category::Unavailable, "HypervisorUnavailable"),
+        (Category::Invalid, "DefinitionRefused"),
+    ] {
+        assert_eq!(told(category, word), no(ConditionStatus::False, word));
+    }
+    assert_eq!(
+        told(Category::Unavailable, "HypervisorUnresponsive"),
+        no(ConditionStatus::Unknown, "HypervisorUnresponsive")
+    );
+    for word in ["JournalNewer", "JournalDamaged"] {
+        assert_eq!(
+            told(Category::Unavailable, word),
+            yes(ConditionStatus::Unknown, word)
+        );
+    }
+    assert_eq!(
+        told(Category::Internal, "Surprise"),
+        no(ConditionStatus::False, "InternalError")
+    );
+    assert_eq!(
+        told(Category::Invalid, "Surprise"),
+        no(ConditionStatus::False, "DefinitionRefused")
+    );
+    assert_eq!(
+        told(Category::Unavailable, "Surprise"),
+        yes(ConditionStatus::Unknown, "AgentUnreachable")
+    );
+}
+
+#[test]
+fn it_is_said_that_the_host_has_forgotten_a_transient_guest() {
+    let message = |persistence, migration| {
+        let mut world = World::reported(GuestState::ShutOff);
+        world.guest.spec.persistence = persistence;
+        world.migration = migration;
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(
+            condition(&verdict, "Ready"),
+            (ConditionStatus::False, "ShutOff".into())
+        );
+        find_condition(&verdict.status.conditions, "Ready")
+            .unwrap()
+            .message
+            .clone()
+    };
+    assert!(message(Persistence::Transient, None).contains("a has forgotten its definition"));
+    assert!(!message(Persistence::Transient, Some("m")).contains("forgotten"));
+    assert!(!message(Persistence::Persistent, None).contains("forgotten"));
+}
+
+#[test]
+fn a_silent_host_is_no_evidence() {
+    let mut world = World::reported(GuestState::Running);
+    world.silence("a");
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(verdict.status.state, Some(GuestState::Unknown));
+    assert_eq!(
+        condition(&verdict, "Ready"),
+        (ConditionStatus::Unknown, "AgentUnreachable".into())
+    );
+    let mut world = World::held();
+    world.silence("a");
+    assert_eq!(world.judge().deed, Deed::None);
+}
+
+#[test]
+fn a_missing_record_starts_nothing() {
+    let mut world = World::reported(GuestState::Running);
+    world.record = None;
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "RecordMissing".into())
+    );
+    let mut world = World::new();
+    world.guest.status = Some(VirtualMachineStatus {
+        epoch: Some(1),
+        ..Default::default()
+    });
+    assert_eq!(world.judge().deed, Deed::None);
+}
+
+#[test]
+fn a_guest_on_two_hosts_is_told() {
+    let mut world = World::reported(GuestState::Running);
+    world.report("b", GuestState::Running, 1);
+    assert_eq!(condition(&world.judge(), "NeedsDecision").1, "RecordConflict");
+    // The old host's report lags behind a move.
+    let mut world = World::held();
+    world.record.as_mut().unwrap().epoch = 2;
+    world.report("a", GuestState::Running, 2);
+    world.report("b", GuestState::Running, 1);
+    assert_eq!(condition(&world.judge(), "NeedsDecision").1, "NotNeeded");
+}
+
+#[test]
+fn during_a_migration_only_the_status_moves() {
+    let mut world = World::held();
+    world.migration = Some("web-to-b");
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(verdict.status.migration.as_deref(), Some("web-to-b"));
+    let mut world = World::held();
+    world.record.as_mut().unwrap().migration = Some(ArmedMigration {
+        uid: "m".into(),
+        source: "a".into(),
+        destination: "b".into(),
+        strict: false,
+    });
+    assert_eq!(world.judge().deed, Deed::None);
+}
+
+#[test]
+fn a_lost_guest_stays_lost() {
+    let mut world = World::reported(GuestState::Crashed);
+    world.lost = true;
+    let verdict = world.judge();
+    assert_eq!(
+        (verdict.deed.clone(), verdict.status.state),
+        (Deed::None, Some(GuestState::Lost))
+    );
+    world.lost = false;
+    world.guest.status = Some(verdict.status);
+    assert_eq!(world.judge().status.state, Some(GuestState::Lost));
+}
+
+#[test]
+fn a_deleted_guest_is_stopped_where_it_runs() {
+    let mut world = World::reported(GuestState::Running);
+    world.delete();
+    assert_eq!(
+        world.judge().deed,
+        Deed::Stop {
+            host: "a".into(),
+            epoch: 1
+        }
+    );
+    world.migration = Some("web-to-b");
+    assert_eq!(world.judge().deed, Deed::None);
+    // The record went, the object is still there: the host is asked once more.
+    let mut world = World::new();
+    world.delete();
+    world.guest.status = Some(VirtualMachineStatus {
+        host: Some("a".into()),
+        epoch: Some(1),
+        ..Default::default()
+    });
+    assert_eq!(
+        world.judge().deed,
+        Deed::Stop {
+            host: "a".into(),
+            epoch: 1
+        }
+    );
+    world.hosts.clear();
+    assert_eq!(world.judge().deed, Deed::None);
+    world.guest.status = None;
+    assert_eq!(world.judge().deed, Deed::Release);
+}
