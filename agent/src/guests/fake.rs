@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ pub struct FakeHypervisor {
 
 pub struct FakeGuest {
     process: ProcessRecord,
+    directory: PathBuf,
     events: broadcast::Sender<GuestEvent>,
     pub state: Mutex<Option<RunState>>,
     pub blockers: Mutex<Vec<String>>,
@@ -111,6 +112,7 @@ impl Hypervisor for FakeHypervisor {
                 start_time: 1,
                 boot_id: boot_id().unwrap(),
             },
+            directory: launch.directory,
             events: broadcast::Sender::new(16),
             state: Mutex::new(Some(match launch.start {
                 Start::Boot => RunState::Paused,
@@ -150,6 +152,10 @@ impl Hypervisor for FakeHypervisor {
 impl Guest for FakeGuest {
     fn process(&self) -> ProcessRecord {
         self.process.clone()
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {

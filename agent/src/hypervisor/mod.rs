@@ -6,8 +6,9 @@
 
 pub mod qemu;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub trait Hypervisor: Send + Sync {
     async fn adopt(
         &self,
         uid: &str,
-        directory: &std::path::Path,
+        directory: &Path,
         process: &ProcessRecord,
     ) -> Result<Adoption, HypervisorError>;
 }
@@ -143,6 +144,10 @@ pub trait Guest: Send + Sync {
     /// What identifies the process.
     fn process(&self) -> ProcessRecord;
 
+    /// The guest's own directory on this host. It belongs to the user that the process runs as, who may have put
+    /// anything there; the process finds it under the same path.
+    fn directory(&self) -> &Path;
+
     /// Events from now on. A receiver that lags must ask [`Guest::run_state`] and [`Guest::stream`] afresh.
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent>;
 
@@ -169,7 +174,8 @@ pub trait Guest: Send + Sync {
     /// Starts to send the guest. Returns when the stream has started.
     async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError>;
 
-    /// Starts to receive the guest. It stays stopped.
+    /// Starts to receive the guest, which stays stopped. With [`Way::Place`] it listens there when this returns; where
+    /// that could not be had, another place may be tried.
     async fn receive(&self, stream: Stream) -> Result<(), HypervisorError>;
 
     /// How the stream stands.
@@ -253,22 +259,56 @@ pub enum GuestEventKind {
     Died,
 }
 
-/// By which way a guest's stream travels.
+/// A guest's stream, as one end of it sees it.
+#[derive(Debug)]
 pub struct Stream {
-    /// A connected stream socket.
-    pub socket: OwnedFd,
+    /// By which way it travels.
+    pub way: Way,
     /// With what the hypervisor encrypts it, and by what the two ends know each other; `None`: it writes in plain text.
     pub key: Option<StreamKey>,
 }
 
 impl Stream {
-    /// One on which the hypervisor itself writes in plain text.
+    /// One connection, on which the hypervisor itself writes in plain text.
     pub fn plain(socket: impl Into<OwnedFd>) -> Self {
         Self {
-            socket: socket.into(),
+            way: Way::Socket(socket.into()),
             key: None,
         }
     }
+}
+
+/// By which way a guest's stream travels.
+#[derive(Debug)]
+pub enum Way {
+    /// One connection that has been made: a stream socket.
+    Socket(OwnedFd),
+    /// Several, which the hypervisors make themselves: the destination's listens, the source's connects.
+    Place {
+        /// Where.
+        place: Place,
+        /// Over how many connections memory is spread, 2 or more. One more, made first, carries everything else.
+        connections: u32,
+    },
+}
+
+impl Way {
+    /// Over how many connections memory is spread.
+    pub fn connections(&self) -> u32 {
+        match self {
+            Self::Socket(_) => 1,
+            Self::Place { connections, .. } => *connections,
+        }
+    }
+}
+
+/// Where a hypervisor listens, or connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A UNIX socket, under the path that it has in the hypervisor's sandbox.
+    Unix(PathBuf),
+    /// A TCP port. The hypervisor must have been launched with a network in which it is.
+    Tcp(SocketAddr),
 }
 
 /// A key that both ends of one stream have, and nobody else. It never shows in `Debug`.
@@ -298,7 +338,7 @@ impl std::fmt::Debug for StreamKey {
 pub struct StreamAbilities {
     /// It encrypts a stream itself, with a [`StreamKey`].
     pub encrypts: bool,
-    /// Over how many channels it spreads one.
+    /// Over how many connections it can spread one's memory; 1: over no more than the one ([`Way::Socket`]).
     pub connections: u32,
 }
 

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::hypervisor::{Stream, StreamKey};
+use crate::hypervisor::{Stream, StreamKey, Way};
 
 /// How long a connection may take to say the word.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -164,7 +164,7 @@ impl Door {
                     drop(self.listener);
                     stream.write_all(&[TAKEN]).await.map_err(system("Answering the source"))?;
                     return Ok(Stream {
-                        socket: hand_over(stream)?,
+                        way: Way::Socket(hand_over(stream)?),
                         key: self.key,
                     });
                 }
@@ -312,7 +312,10 @@ pub async fn connect(
     let socket = timeout(deadline, work)
         .await
         .map_err(|_| ChannelError::Deadline { address, deadline })??;
-    Ok(Stream { socket, key })
+    Ok(Stream {
+        way: Way::Socket(socket),
+        key,
+    })
 }
 
 /// The socket as a hypervisor takes it: blocking, without delays, and with a bound on silence. Its buffers stay
@@ -365,8 +368,12 @@ mod tests {
         let admitted = tokio::spawn(door.admit());
         let source = connect(&channel, "m-1", false, LONG).await.unwrap();
         let destination = admitted.await.unwrap().unwrap();
-        let mut source = std::net::TcpStream::from(source.socket);
-        let mut destination = std::net::TcpStream::from(destination.socket);
+        let [mut source, mut destination] = [source, destination].map(|stream| {
+            let Way::Socket(socket) = stream.way else {
+                panic!("no connection was made")
+            };
+            std::net::TcpStream::from(socket)
+        });
         tokio::task::spawn_blocking(move || {
             source.write_all(b"QEVM first bytes").unwrap();
             destination.write_all(b"and back").unwrap();

@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::channel::ChannelError;
 use super::custody::Custody;
 use super::driver_watch::{DriverWatch, Lapse};
+use super::faults;
 use super::gateway::Gateway;
 use super::journal::{Journal, Line};
 use super::observation;
@@ -66,7 +67,7 @@ pub(super) struct DestinationStart {
 }
 
 enum Work {
-    Launch(Box<(GuestIdentity, Definition)>),
+    Launch(Box<(GuestIdentity, Definition, Gateway)>),
     Receive(Stream),
     Resume,
     Destroy,
@@ -77,8 +78,8 @@ enum Answer {
     Event(DestinationEvent, Option<Note>),
     Written(DestinationEvent, Option<Note>),
     Ended,
-    Launched(Box<Result<Held, GuestError>>),
-    Admitted(Result<Stream, ChannelError>),
+    Launched(Box<Result<(Held, Gateway), Fault>>),
+    Admitted(Result<Option<Stream>, ChannelError>),
     NotDestroyed(Note),
     Looked(Result<(RunState, StreamStatus), HypervisorError>),
 }
@@ -103,7 +104,6 @@ struct Runner {
     waiting: Option<AbortOnDropHandle<()>>,
     /// Answered once the launch has been.
     launched: Option<oneshot::Sender<Result<(), Fault>>>,
-    channel: Option<godwit_handover::Channel>,
     guest: Option<Arc<dyn Guest>>,
     nobody_at: Option<Instant>,
     /// When the machine is told that the guest runs.
@@ -164,7 +164,6 @@ pub(super) async fn run(start: DestinationStart) {
         over: start.over,
         waiting: None,
         launched: None,
-        channel: None,
         guest: start.guest,
         nobody_at: None,
         told_at: None,
@@ -238,8 +237,7 @@ impl Runner {
                         launched,
                     } = arrival;
                     self.launched = Some(launched);
-                    self.order(Work::Launch(Box::new((identity, definition))));
-                    self.open(gateway);
+                    self.order(Work::Launch(Box::new((identity, definition, gateway))));
                 }
                 // Only a new migration launches.
                 None => {
@@ -264,9 +262,9 @@ impl Runner {
         }
     }
 
-    /// Waits behind the door; the channel is told only once the process waits too.
+    /// Waits behind the door.
     fn open(&mut self, gateway: Gateway) {
-        self.channel = Some(gateway.channel().clone());
+        self.nobody_at = Some(Instant::now() + NOBODY);
         let answers = self.answers.clone();
         self.waiting = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = answers.send(Answer::Admitted(gateway.admit().await));
@@ -329,7 +327,10 @@ impl Runner {
             Answer::Admitted(Ok(stream)) => {
                 self.shut_the_door();
                 if matches!(self.machine.report(), DestinationReport::Prepared(_)) {
-                    self.order(Work::Receive(stream));
+                    match stream {
+                        Some(stream) => self.order(Work::Receive(stream)),
+                        None => self.feel(DestinationEvent::Connected),
+                    }
                 }
             }
             Answer::Admitted(Err(error)) => {
@@ -355,20 +356,19 @@ impl Runner {
         }
     }
 
-    fn after_launch(&mut self, outcome: Result<Held, GuestError>) {
+    fn after_launch(&mut self, outcome: Result<(Held, Gateway), Fault>) {
         let answer = match outcome {
-            Ok(held) => {
+            Ok((held, gateway)) => {
                 self.events = Some(held.guest.subscribe());
                 self.guest = Some(held.guest);
-                self.nobody_at = Some(Instant::now() + NOBODY);
-                if let Some(channel) = self.channel.take() {
-                    self.feel(DestinationEvent::Launched(channel));
+                self.feel(DestinationEvent::Launched(gateway.channel().clone()));
+                // Unless it was given up meanwhile.
+                if matches!(self.machine.report(), DestinationReport::Prepared(_)) {
+                    self.open(gateway);
                 }
                 Ok(())
             }
-            Err(error) => {
-                self.shut_the_door();
-                let fault = Fault::from(error);
+            Err(fault) => {
                 self.publisher.note(Note {
                     reason: known_reason(&fault.reason),
                     detail: Note::new("", &fault.message).detail,
@@ -612,7 +612,7 @@ impl Runner {
 
 /// A fault's reason as the static word that it was made from.
 fn known_reason(reason: &str) -> &'static str {
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 16] = [
         "NameTaken",
         "DefinitionRefused",
         "FileMissing",
@@ -627,6 +627,8 @@ fn known_reason(reason: &str) -> &'static str {
         "RecordConflict",
         "DiskFull",
         "JournalDamaged",
+        "StreamFailed",
+        "PortsExhausted",
     ];
     WORDS
         .into_iter()
@@ -646,15 +648,7 @@ impl Hand {
         let mut before_resume = Duration::ZERO;
         while let Some(next) = work.recv().await {
             let answer = match next {
-                Work::Launch(what) => {
-                    let (identity, definition) = *what;
-                    let outcome = self
-                        .custody
-                        .launch_incoming(&identity, &definition, &self.terms)
-                        .await;
-                    self.guest = outcome.as_ref().ok().map(|held| held.guest.clone());
-                    Answer::Launched(Box::new(outcome))
-                }
+                Work::Launch(what) => Answer::Launched(Box::new(self.launch(*what).await)),
                 Work::Receive(stream) => self.receive(stream).await,
                 Work::Resume => {
                     sleep_if(before_resume).await;
@@ -669,6 +663,28 @@ impl Hand {
             };
             if answers.send(answer).is_err() {
                 return;
+            }
+        }
+    }
+
+    /// Starts the process, and has it listen where it makes the connections itself. One that cannot is not kept.
+    async fn launch(
+        &mut self,
+        (identity, definition, gateway): (GuestIdentity, Definition, Gateway),
+    ) -> Result<(Held, Gateway), Fault> {
+        let launched = self
+            .custody
+            .launch_incoming(&identity, &definition, &self.terms)
+            .await;
+        let held = launched.map_err(Fault::from)?;
+        self.guest = Some(held.guest.clone());
+        match gateway.listen(&*held.guest).await {
+            Ok(gateway) => Ok((held, gateway)),
+            Err(error) => {
+                if let Err(error) = self.custody.discard_incoming(&self.terms).await {
+                    tracing::warn!(%error, "a process that nothing reaches is left until the migration is over");
+                }
+                Err(faults::channel(&error))
             }
         }
     }

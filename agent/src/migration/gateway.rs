@@ -3,7 +3,7 @@
 use godwit_handover::Channel;
 
 use super::channel::{ChannelError, Door};
-use crate::hypervisor::Stream;
+use crate::hypervisor::{Guest, Stream};
 use crate::tunnel;
 
 /// Where a stream comes in.
@@ -15,7 +15,20 @@ pub enum Gateway {
 }
 
 impl Gateway {
-    /// Where it is and with which token it opens.
+    /// Has the hypervisor listen, where it makes the connections itself; it must have been launched, and nobody has
+    /// come yet. Where the connection is handed to it there is nothing to be done.
+    #[allow(
+        clippy::unused_async,
+        reason = "one connection is handed over, and is the only way until now"
+    )]
+    pub async fn listen(self, _guest: &dyn Guest) -> Result<Self, ChannelError> {
+        match self {
+            Self::Native(door) => Ok(Self::Native(door)),
+            Self::Tunnel(door) => Ok(Self::Tunnel(door)),
+        }
+    }
+
+    /// Where it is and with which token it opens. Known once the hypervisor listens.
     pub fn channel(&self) -> &Channel {
         match self {
             Self::Native(door) => door.channel(),
@@ -23,11 +36,12 @@ impl Gateway {
         }
     }
 
-    /// Waits for the one who knows the token. Whoever calls sets the deadline.
-    pub async fn admit(self) -> Result<Stream, ChannelError> {
+    /// Waits for the one who knows the token. Answers the connection that is to be handed to the hypervisor, or
+    /// `None` once the hypervisor has them all by itself. Whoever calls sets the deadline.
+    pub async fn admit(self) -> Result<Option<Stream>, ChannelError> {
         match self {
-            Self::Native(door) => door.admit().await,
-            Self::Tunnel(door) => Ok(door.admit().await?),
+            Self::Native(door) => Ok(Some(door.admit().await?)),
+            Self::Tunnel(door) => Ok(Some(door.admit().await?)),
         }
     }
 }

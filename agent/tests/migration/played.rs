@@ -2,6 +2,7 @@
 //! stream travels over the real channel. Who runs when is written down, and two at once is a violation.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use godwit_agent::guests::{Definition, GuestError, GuestIdentity, Held, Role};
 use godwit_agent::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, Stream, StreamAbilities,
-    StreamFigures, StreamLimits, StreamState, StreamStatus,
+    StreamFigures, StreamLimits, StreamState, StreamStatus, Way,
 };
 use godwit_agent::migration::Custody;
 use godwit_handover::{Gates, Terms};
@@ -365,7 +366,10 @@ impl Played {
 }
 
 fn socket_of(stream: Stream) -> TcpStream {
-    let stream = std::net::TcpStream::from(stream.socket);
+    let Way::Socket(socket) = stream.way else {
+        panic!("a played guest makes no connections")
+    };
+    let stream = std::net::TcpStream::from(socket);
     stream.set_nonblocking(true).unwrap();
     TcpStream::from_std(stream).unwrap()
 }
@@ -388,6 +392,10 @@ impl Guest for Handle {
             start_time: 1,
             boot_id: "boot".into(),
         }
+    }
+
+    fn directory(&self) -> &Path {
+        Path::new("/nowhere")
     }
 
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {

@@ -82,6 +82,9 @@ impl Guest for Timed {
     fn process(&self) -> ProcessRecord {
         self.guest.process()
     }
+    fn directory(&self) -> &Path {
+        self.guest.directory()
+    }
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
         self.guest.subscribe()
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use godwit_agent::hypervisor::qemu::{Accelerator, AcceleratorChoice, Qemu, QemuConfig};
 use godwit_agent::hypervisor::{
     DiskFile, Guest, GuestEvent, GuestEventKind, GuestFiles, Hypervisor, HypervisorError, Launch, RunState,
-    Start, Stream, StreamKey, StreamLimits, StreamState,
+    Start, Stream, StreamKey, StreamLimits, StreamState, Way,
 };
 use godwit_agent::sandbox::Network;
 use rustix::process::{Pid, Signal, kill_process};
@@ -302,7 +302,7 @@ pub async fn start_encrypted(
 ) {
     let (near, far) = UnixStream::pair().unwrap();
     let stream = |socket: UnixStream, key| Stream {
-        socket: socket.into(),
+        way: Way::Socket(socket.into()),
         key: Some(StreamKey::new(key)),
     };
     destination.receive(stream(far, keys[1])).await.unwrap();

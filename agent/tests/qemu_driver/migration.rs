@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use godwit_agent::hypervisor::{
     GuestEvent, GuestEventKind, HypervisorError, RunState, Start, Stream, StreamKey, StreamLimits,
-    StreamState,
+    StreamState, Way,
 };
 use serde_json::json;
 use tokio::sync::broadcast::Receiver;
@@ -319,7 +319,7 @@ async fn an_encrypted_stream_is_not_read_as_plain_text() {
     let (near, far) = UnixStream::pair().unwrap();
     let key = Some(StreamKey::new([3; 32]));
     let expecting = Stream {
-        socket: far.into(),
+        way: Way::Socket(far.into()),
         key,
     };
     destination.receive(expecting).await.unwrap();

@@ -22,8 +22,8 @@ use super::qmp::event;
 use super::qmp::wire::{Version, bounded};
 use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, argv, psk, states};
 use crate::hypervisor::{
-    Guest, GuestEvent, GuestEventKind, HypervisorError, ProcessRecord, RunState, Stream, StreamKey,
-    StreamLimits, StreamState, StreamStatus,
+    Guest, GuestEvent, GuestEventKind, HypervisorError, Place, ProcessRecord, RunState, Stream, StreamKey,
+    StreamLimits, StreamState, StreamStatus, Way,
 };
 
 /// The monitor's socket in the guest's directory.
@@ -151,8 +151,12 @@ impl QemuGuest {
             .ok_or_else(|| HypervisorError::Protocol("query-status has no status".into()))
     }
 
-    async fn set_capabilities(&self, source: bool) -> Result<(), HypervisorError> {
+    /// What both ends must agree about: the capabilities, and over how many connections memory is spread.
+    async fn set_capabilities(&self, source: bool, connections: u32) -> Result<(), HypervisorError> {
+        let several = connections > 1;
         let mut wanted = vec![
+            // A stream before this one may have had it.
+            ("multifd", several),
             ("events", true),
             ("return-path", true),
             ("validate-uuid", true),
@@ -167,6 +171,11 @@ impl QemuGuest {
             .collect();
         self.call(Command::new("migrate-set-capabilities").with(json!({ "capabilities": list })))
             .await?;
+        if several {
+            let channels = json!({ "multifd-channels": connections });
+            self.call(Command::new("migrate-set-parameters").with(channels))
+                .await?;
+        }
         Ok(())
     }
 
@@ -220,8 +229,23 @@ impl QemuGuest {
         }
     }
 
+    /// Has a command start the stream.
+    async fn start_stream(
+        &self,
+        way: Way,
+        command: &'static str,
+        mut arguments: serde_json::Map<String, Value>,
+    ) -> Result<(), HypervisorError> {
+        arguments.insert("uri".into(), uri(&way).into());
+        let command = Command::new(command).with(arguments.into());
+        match way {
+            Way::Socket(socket) => self.start_on(socket, command).await,
+            Way::Place { .. } => self.call(command).await.map(drop),
+        }
+    }
+
     /// Gives QEMU the stream's socket, then the command that uses it; takes it back if that fails.
-    async fn start_stream(&self, channel: OwnedFd, command: Command) -> Result<(), HypervisorError> {
+    async fn start_on(&self, channel: OwnedFd, command: Command) -> Result<(), HypervisorError> {
         let name = json!({ "fdname": STREAM_NAME });
         self.call(Command::new("getfd").with(name.clone()).passing(channel))
             .await?;
@@ -278,6 +302,10 @@ impl QemuGuest {
 impl Guest for QemuGuest {
     fn process(&self) -> ProcessRecord {
         self.process.record().clone()
+    }
+
+    fn directory(&self) -> &std::path::Path {
+        &self.directory
     }
 
     fn subscribe(&self) -> broadcast::Receiver<GuestEvent> {
@@ -374,31 +402,24 @@ impl Guest for QemuGuest {
     }
 
     async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError> {
-        self.set_capabilities(true).await?;
+        self.set_capabilities(true, stream.way.connections()).await?;
         self.set_limits(limits).await?;
         self.set_key(stream.key.as_ref(), CLIENT).await?;
         // A client has read its key already.
         self.remove_key_file().await;
-        self.start_stream(
-            stream.socket,
-            Command::new("migrate").with(json!({ "uri": format!("fd:{STREAM_NAME}") })),
-        )
-        .await
+        self.start_stream(stream.way, "migrate", serde_json::Map::new())
+            .await
     }
 
     async fn receive(&self, stream: Stream) -> Result<(), HypervisorError> {
-        self.set_capabilities(false).await?;
+        self.set_capabilities(false, stream.way.connections()).await?;
         self.set_key(stream.key.as_ref(), SERVER).await?;
-        let mut arguments = json!({ "uri": format!("fd:{STREAM_NAME}") });
+        let mut arguments = serde_json::Map::new();
         // An older QEMU ends when the stream breaks, and is then reported as died.
-        if let (true, Some(arguments)) = (
-            self.version().await? >= EXIT_ON_ERROR_SINCE,
-            arguments.as_object_mut(),
-        ) {
+        if self.version().await? >= EXIT_ON_ERROR_SINCE {
             arguments.insert("exit-on-error".into(), false.into());
         }
-        self.start_stream(stream.socket, Command::new("migrate-incoming").with(arguments))
-            .await
+        self.start_stream(stream.way, "migrate-incoming", arguments).await
     }
 
     async fn stream(&self) -> Result<StreamStatus, HypervisorError> {
@@ -621,6 +642,18 @@ async fn trim_logs(directory: &std::path::Path) {
     };
     if let Err(error) = tokio::task::spawn_blocking(work).await {
         tracing::warn!(%error, "a guest's logs may grow too large");
+    }
+}
+
+/// Where a stream goes, in QEMU's words. A path of ours has no letter in it that would mean anything to QEMU, whose
+/// `channels` would say the same since 8.2 only.
+fn uri(way: &Way) -> String {
+    match way {
+        Way::Socket(_) => format!("fd:{STREAM_NAME}"),
+        Way::Place { place, .. } => match place {
+            Place::Unix(path) => format!("unix:{}", path.display()),
+            Place::Tcp(address) => format!("tcp:{address}"),
+        },
     }
 }
 
