@@ -23,7 +23,7 @@ test-all: ## Run all tests, and the long ones: the model with three faults, dead
 .PHONY: fuzz
 fuzz: ## Feed made-up and changed bytes to everything that reads a peer's (CASES=20000 for each; some minutes)
 	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-protocol --lib --test decoders
-	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-relay --lib -- header frame hello
+	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-relay -p godwit-tls --lib -- header frame hello
 	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-agent --lib -- tickets qmp journal definition argv
 
 .PHONY: lint

@@ -18,7 +18,9 @@ use serde_json::Value;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("godwit-crds", &[]),
     ("godwit-handover", &[]),
-    ("godwit-protocol", &["godwit-handover"]),
+    // What the agent port and a relay have in common: no runtime, no gRPC.
+    ("godwit-tls", &[]),
+    ("godwit-protocol", &["godwit-handover", "godwit-tls"]),
     // Where certificates come from, for whoever speaks the protocol.
     ("godwit-identity", &["godwit-protocol"]),
     (
@@ -32,7 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     // A process of its own, which outlives the agent: it knows nothing of guests and rules.
-    ("godwit-relay", &[]),
+    ("godwit-relay", &["godwit-tls"]),
     (
         "godwit-controller",
         &[

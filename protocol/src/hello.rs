@@ -1,39 +1,29 @@
-//! What a connection's first message says, read before anything is answered: who asks for a tunnel is handed on with
-//! the bytes that were read, because a TLS session cannot move between processes.
+//! Reads a connection's first message, and keeps its bytes with the connection: who asks for a tunnel is handed on with
+//! them, and every other handshake begins with them again.
 
-use std::io::{self, Cursor};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use rustls::server::Acceptor;
+use godwit_tls::hello::{Hello, HelloError, HelloReader};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::error::Fault;
 use crate::through::writes_through;
 
-/// The most bytes of a connection's beginning that are read to see what it wants.
-const LONGEST_HELLO: usize = 16 * 1024;
 /// How much is read at once: a hello has some hundred bytes.
 const STEP: usize = 2048;
 
-/// What a client says first. None of it is proven.
-pub(crate) struct Hello {
-    /// The application protocols that it offers.
-    pub(crate) alpn: Vec<Vec<u8>>,
-    /// The server name that it asks for.
-    pub(crate) server_name: Option<String>,
-}
-
-/// Reads a connection's first message. The bytes stay with the connection. The caller bounds the time.
+/// Reads a connection's first message; nothing of it where it is not TLS as it should be, for the handshake proper
+/// finds the same and says so in the peer's own words. The caller bounds the time.
 ///
 /// # Errors
-/// A fault where it is not TLS, or has no end.
+/// A fault where the message has no end.
 pub(crate) async fn read(mut stream: TcpStream) -> Result<(Option<Hello>, Begun), Fault> {
-    let mut acceptor = Acceptor::default();
-    let mut read = Vec::new();
+    let mut reader = HelloReader::new();
     let mut buffer = vec![0; STEP];
-    loop {
+    let hello = loop {
         let count = stream
             .read(&mut buffer)
             .await
@@ -42,37 +32,21 @@ pub(crate) async fn read(mut stream: TcpStream) -> Result<(Option<Hello>, Begun)
         if bytes.is_empty() {
             return Err(Fault::unreachable("The other side left before it said anything"));
         }
-        if read.len() + bytes.len() > LONGEST_HELLO {
-            return Err(Fault::unreachable("The other side's first message has no end"));
+        match reader.push(bytes) {
+            Ok(None) => {}
+            Ok(Some(hello)) => break Some(hello),
+            Err(HelloError::NotTls(_)) => break None,
+            Err(HelloError::TooLong) => {
+                return Err(Fault::unreachable("The other side's first message has no end"));
+            }
         }
-        read.extend_from_slice(bytes);
-        let mut cursor = Cursor::new(bytes);
-        while usize::try_from(cursor.position()).is_ok_and(|at| at < bytes.len()) {
-            acceptor
-                .read_tls(&mut cursor)
-                .map_err(|why| Fault::from_transport(&why))?;
-            let hello = match acceptor.accept() {
-                Ok(None) => continue,
-                Ok(Some(accepted)) => {
-                    let hello = accepted.client_hello();
-                    Some(Hello {
-                        alpn: hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect(),
-                        server_name: hello.server_name().map(str::to_owned),
-                    })
-                }
-                // The handshake proper finds the same, and says so in the peer's own words.
-                Err(_) => None,
-            };
-            return Ok((
-                hello,
-                Begun {
-                    stream,
-                    read,
-                    given: 0,
-                },
-            ));
-        }
-    }
+    };
+    let begun = Begun {
+        stream,
+        read: reader.into_bytes(),
+        given: 0,
+    };
+    Ok((hello, begun))
 }
 
 /// A connection of which some bytes have been read already; they are read again from here.

@@ -2,9 +2,8 @@
 
 mod trust_domain;
 
+use godwit_tls::verify::{NoUri, the_uri};
 use rustls::pki_types::CertificateDer;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::convert::is_subdomain;
 use crate::error::{Category, Fault};
@@ -48,22 +47,12 @@ impl PeerIdentity {
     /// # Errors
     /// [`IdentityError`] where the certificate does not name exactly one identity of the trust domain.
     pub fn of_certificate(der: &CertificateDer<'_>, domain: &TrustDomain) -> Result<Self, IdentityError> {
-        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Unreadable)?;
-        if !rest.is_empty() {
-            return Err(IdentityError::Unreadable);
-        }
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| IdentityError::Unreadable)?;
-        let mut found = None;
-        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
-            if let GeneralName::URI(uri) = name
-                && found.replace(*uri).is_some()
-            {
-                return Err(IdentityError::SeveralNames);
-            }
-        }
-        Self::of_uri(found.ok_or(IdentityError::NoName)?, domain)
+        let uri = the_uri(der).map_err(|why| match why {
+            NoUri::Unreadable => IdentityError::Unreadable,
+            NoUri::None => IdentityError::NoName,
+            NoUri::Several => IdentityError::SeveralNames,
+        })?;
+        Self::of_uri(&uri, domain)
     }
 
     /// The identity that a URI names. Byte for byte: another way to write the same URI is another name.

@@ -41,9 +41,6 @@ const DRAINED: usize = 64 * 1024;
 /// How long the port rests when the system gave no connection.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
 
-/// The application protocol of a tunnel's connections.
-pub const ALPN_TUNNEL: &[u8] = b"godwit-tunnel/1";
-
 /// Whoever passes a tunnel's connections on to the process that serves them.
 pub trait Passage: Send + Sync {
     /// Takes a connection that asks for the tunnel's protocol and for this server name, with what was read of it.
@@ -269,10 +266,10 @@ async fn welcome(
         .map_err(|why| Fault::from_transport(&why))?;
     let (hello, begun) = hello::read(stream).await?;
     match hello {
-        Some(hello) if matches!(hello.alpn.as_slice(), [only] if only == ALPN_TUNNEL) => {
+        Some(hello) if hello.wants_tunnel() => {
             let (stream, read) = begun.into_parts();
             passage
-                .pass(hello.server_name, stream, read)
+                .pass(hello.sni, stream, read)
                 .await
                 .map_err(Fault::unreachable)?;
             Ok(None)

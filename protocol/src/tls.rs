@@ -118,8 +118,7 @@ pub enum TlsError {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    // Named outright: no process-wide default that another library might have set.
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    Arc::new(godwit_tls::provider())
 }
 
 /// The server's end.

@@ -10,7 +10,6 @@ pub mod client;
 mod control;
 mod data;
 pub mod header;
-pub mod hello;
 mod hex;
 pub mod limits;
 pub mod order;
@@ -19,5 +18,7 @@ mod relay;
 mod state;
 mod tls;
 
+/// How a connection asks for a relay.
+pub use godwit_tls::hello;
 pub use process::{Argument, listener, lock_down};
 pub use relay::{Failure, run};

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// The most bytes of a connection's beginning that are read to see where it belongs.
+pub use godwit_tls::hello::LONGEST as HELLO;
+
 /// A relay's time limits. They are fixed for the program; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -37,9 +40,6 @@ pub const ENDED: usize = CHANNELS;
 
 /// The longest message on the control socket, in bytes.
 pub const MESSAGE: usize = 256 * 1024;
-
-/// The most bytes of a connection's beginning that are read to see where it belongs.
-pub const HELLO: usize = 16 * 1024;
 
 /// The longest text that says why something failed, in bytes.
 pub const REASON: usize = 512;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use godwit_tls::VERSIONS;
+use godwit_tls::verify::IssuerAndName;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
@@ -180,14 +182,14 @@ impl Credentials {
 
     /// The configuration for a handshake with the one server that is expected to answer.
     pub(super) fn client(&self, expected: PeerIdentity) -> Result<Arc<ClientConfig>, rustls::Error> {
-        let verifier = verify::ServerIs::new(
+        let provider = provider();
+        let expected = verify::ServerIs {
             expected,
-            self.0.domain.clone(),
-            Arc::clone(&self.0.roots),
-            &provider(),
-        );
-        let mut config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
+            domain: self.0.domain.clone(),
+        };
+        let verifier = IssuerAndName::new(expected, Arc::clone(&self.0.roots), &provider)?;
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(VERSIONS)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.0.own))));
@@ -203,9 +205,13 @@ fn server(
     own: &Arc<CertifiedKey>,
     domain: &TrustDomain,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let verifier = verify::ClientIsKnown::new(Arc::clone(roots), domain.clone(), &provider())?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+    let provider = provider();
+    let expected = verify::ClientIsKnown {
+        domain: domain.clone(),
+    };
+    let verifier = IssuerAndName::new(expected, Arc::clone(roots), &provider)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(VERSIONS)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(own))));
     config.alpn_protocols = vec![ALPN_CONTROL.to_vec()];
@@ -241,9 +247,5 @@ fn missing(pem: &Pem, expected: &'static str) -> TlsError {
 }
 
 fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem.text).collect();
-    match found {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) | Err(_) => Err(missing(pem, "certificate")),
-    }
+    godwit_tls::certificates(&pem.text).ok_or_else(|| missing(pem, "certificate"))
 }

@@ -1,17 +1,9 @@
-//! Who is let in: a certificate from a known authority whose one URI names the peer.
+//! Who is expected at the other end of a connection, by the name in its certificate.
 
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
-};
+use godwit_tls::verify::{Expects, Stranger};
+use rustls::pki_types::CertificateDer;
 
 use crate::identity::{IdentityError, PeerIdentity, TrustDomain};
 
@@ -28,146 +20,39 @@ struct OtherPeer {
 #[error("The certificate names nobody here: {0}")]
 struct Nobody(IdentityError);
 
-fn refused(why: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
-}
-
-fn only_tls13() -> Error {
-    Error::General("only TLS 1.3 is spoken here".to_owned())
-}
-
-/// The client's judgement of the server: the URI names the one expected. DNS names and addresses mean nothing.
+/// The client's judgement of the server: its URI names the one expected.
 #[derive(Debug)]
 pub(super) struct ServerIs {
-    expected: PeerIdentity,
-    domain: TrustDomain,
-    roots: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
+    pub(super) expected: PeerIdentity,
+    pub(super) domain: TrustDomain,
 }
 
-impl ServerIs {
-    pub(super) fn new(
-        expected: PeerIdentity,
-        domain: TrustDomain,
-        roots: Arc<RootCertStore>,
-        provider: &CryptoProvider,
-    ) -> Self {
-        Self {
-            expected,
-            domain,
-            roots,
-            algorithms: provider.signature_verification_algorithms,
-        }
-    }
-}
-
-impl ServerCertVerifier for ServerIs {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        let found =
-            PeerIdentity::of_certificate(end_entity, &self.domain).map_err(|why| refused(Nobody(why)))?;
+impl Expects for ServerIs {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Stranger> {
+        let found = named(certificate, &self.domain)?;
         if found == self.expected {
-            Ok(ServerCertVerified::assertion())
+            Ok(())
         } else {
-            Err(refused(OtherPeer {
+            Err(Arc::new(OtherPeer {
                 expected: self.expected.clone(),
                 found,
             }))
         }
     }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
 }
 
-/// The server's judgement of a client: a certificate is required, and it names one of godwit's programs. What
-/// that one may call is judged at each call.
+/// The server's judgement of a client: it is one of godwit's programs. What that one may call is judged at each call.
 #[derive(Debug)]
 pub(super) struct ClientIsKnown {
-    domain: TrustDomain,
-    chain: Arc<dyn ClientCertVerifier>,
+    pub(super) domain: TrustDomain,
 }
 
-impl ClientIsKnown {
-    pub(super) fn new(
-        roots: Arc<RootCertStore>,
-        domain: TrustDomain,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider))
-            .build()
-            .map_err(|why| Error::General(why.to_string()))?;
-        Ok(Self { domain, chain })
+impl Expects for ClientIsKnown {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Stranger> {
+        named(certificate, &self.domain).map(drop)
     }
 }
 
-impl ClientCertVerifier for ClientIsKnown {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
-        PeerIdentity::of_certificate(end_entity, &self.domain).map_err(|why| refused(Nobody(why)))?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+fn named(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Result<PeerIdentity, Stranger> {
+    PeerIdentity::of_certificate(certificate, domain).map_err(|why| Arc::new(Nobody(why)) as Stranger)
 }

@@ -2,23 +2,18 @@
 
 use std::sync::Arc;
 
+use godwit_tls::hello::ALPN_TUNNEL;
+use godwit_tls::verify::{Expects, IssuerAndName, Stranger, the_uri};
+use godwit_tls::{VERSIONS, certificates};
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    RootCertStore, ServerConfig, SignatureScheme,
-};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 
-use crate::hello::ALPN_TUNNEL;
 use crate::order::Credentials;
 
 /// Why credentials cannot be used.
@@ -46,23 +41,25 @@ impl Trust {
     pub(crate) fn new(credentials: &Credentials, peer: &str) -> Result<Self, TrustError> {
         let provider = Arc::new(provider());
         let mut roots = RootCertStore::empty();
-        for root in certificates(&credentials.authorities, "authority")? {
+        let authorities = certificates(credentials.authorities.as_bytes());
+        for root in authorities.ok_or(TrustError::Missing("authority"))? {
             roots.add(root)?;
         }
-        let chain = certificates(&credentials.chain, "certificate")?;
+        let chain = certificates(credentials.chain.as_bytes()).ok_or(TrustError::Missing("certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes())
             .map_err(|_| TrustError::Missing("private key"))?;
         let own = Arc::new(CertifiedKey::from_der(chain, key, &provider)?);
-        let verifier = Arc::new(PeerIs::new(peer, roots, &provider)?);
+        let expected = PeerIs(peer.to_owned());
+        let verifier = Arc::new(IssuerAndName::new(expected, Arc::new(roots), &provider)?);
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_protocol_versions(VERSIONS)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&own))));
         client.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
         client.resumption = Resumption::disabled();
         let mut server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_protocol_versions(VERSIONS)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
         server.alpn_protocols = vec![ALPN_TUNNEL.to_vec()];
@@ -75,24 +72,15 @@ impl Trust {
     }
 }
 
-/// Named outright: no process-wide default that another library might have set. AES with 128 bits comes first, because
-/// it is the fastest where the processor helps, and as good.
+/// AES with 128 bits comes first, because it is the fastest where the processor helps, and as good.
 fn provider() -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
+    let mut provider = godwit_tls::provider();
     provider.cipher_suites = vec![
         aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
         aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
         aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
     ];
     provider
-}
-
-fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TrustError> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    match read {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) | Err(_) => Err(TrustError::Missing(what)),
-    }
 }
 
 /// The certificate is in order, but is not the peer's.
@@ -107,140 +95,16 @@ impl std::fmt::Debug for OtherPeer {
     }
 }
 
-/// Lets in the one peer, whichever side it is: a chain to a known authority first, then the name.
+/// The one peer, by its URI, byte for byte.
 #[derive(Debug)]
-struct PeerIs {
-    peer: String,
-    roots: RootCertStore,
-    algorithms: WebPkiSupportedAlgorithms,
-    clients: Arc<dyn ClientCertVerifier>,
-}
+struct PeerIs(String);
 
-impl PeerIs {
-    fn new(peer: &str, roots: RootCertStore, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), Arc::clone(provider))
-                .build()
-                .map_err(|why| Error::General(why.to_string()))?;
-        Ok(Self {
-            peer: peer.to_owned(),
-            roots,
-            algorithms: provider.signature_verification_algorithms,
-            clients,
-        })
-    }
-
-    fn check_name(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
-        if the_uri(certificate).as_deref() == Some(self.peer.as_str()) {
-            return Ok(());
+impl Expects for PeerIs {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Stranger> {
+        if the_uri(certificate).as_deref() == Ok(self.0.as_str()) {
+            Ok(())
+        } else {
+            Err(Arc::new(OtherPeer(self.0.clone())))
         }
-        let why = OtherPeer(self.peer.clone());
-        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(
-            Arc::new(why),
-        ))))
-    }
-}
-
-/// The one URI among a certificate's names; none where there is not exactly one.
-fn the_uri(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (rest, certificate) = X509Certificate::from_der(certificate).ok()?;
-    if !rest.is_empty() {
-        return None;
-    }
-    let names = certificate.subject_alternative_name().ok()??;
-    let mut found = None;
-    for name in &names.value.general_names {
-        if let GeneralName::URI(uri) = name
-            && found.replace((*uri).to_owned()).is_some()
-        {
-            return None;
-        }
-    }
-    found
-}
-
-fn only_tls13() -> Error {
-    Error::General("only TLS 1.3 is spoken here".to_owned())
-}
-
-impl ServerCertVerifier for PeerIs {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(end_entity)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        self.check_name(end_entity)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for PeerIs {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.clients.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        let verified = self.clients.verify_client_cert(end_entity, intermediates, now)?;
-        self.check_name(end_entity)?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(only_tls13())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }

@@ -1,4 +1,4 @@
-//! What the agent reads of a connection to see where it belongs: the ClientHello, and nothing of its own making.
+//! What a connection says first, read before anything is answered: the ClientHello.
 //!
 //! A TLS session cannot move between processes, so the agent begins none for a tunnel: it reads this one message,
 //! and hands socket and bytes on.
@@ -8,7 +8,8 @@ use std::io::Cursor;
 use rustls::server::Acceptor;
 use uuid::Uuid;
 
-use crate::limits::HELLO;
+/// The most bytes of a connection's beginning that are read to see what it wants.
+pub const LONGEST: usize = 16 * 1024;
 
 /// The application protocol of a tunnel's connections.
 pub const ALPN_TUNNEL: &[u8] = b"godwit-tunnel/1";
@@ -31,17 +32,14 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Whether this application protocol is offered.
-    pub fn offers(&self, protocol: &[u8]) -> bool {
-        self.alpn.iter().any(|offered| offered == protocol)
+    /// Whether the tunnel's protocol is asked for, and no other beside it.
+    pub fn wants_tunnel(&self) -> bool {
+        matches!(self.alpn.as_slice(), [only] if only == ALPN_TUNNEL)
     }
 
     /// The migration whose relay is asked for: the tunnel's protocol alone, and its server name.
     pub fn tunnel(&self) -> Option<Uuid> {
-        let [protocol] = self.alpn.as_slice() else {
-            return None;
-        };
-        if protocol != ALPN_TUNNEL {
+        if !self.wants_tunnel() {
             return None;
         }
         let uid = self.sni.as_deref()?.strip_suffix(DOMAIN)?;
@@ -55,7 +53,7 @@ impl Hello {
 #[derive(Debug, thiserror::Error)]
 pub enum HelloError {
     /// There is no end of it.
-    #[error("the client's first message is longer than {HELLO} bytes")]
+    #[error("the client's first message is longer than {LONGEST} bytes")]
     TooLong,
     /// It is not TLS, or not as it should be.
     #[error("the client does not begin as TLS does: {0}")]
@@ -82,7 +80,7 @@ impl HelloReader {
     /// # Errors
     /// [`HelloError`]: the connection is to be closed, with nothing said.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<Hello>, HelloError> {
-        if self.bytes.len() + bytes.len() > HELLO {
+        if self.bytes.len() + bytes.len() > LONGEST {
             return Err(HelloError::TooLong);
         }
         self.bytes.extend_from_slice(bytes);
@@ -163,10 +161,11 @@ mod tests {
         let read = |alpn: &[&[u8]], name: &str| HelloReader::new().push(&hello(alpn, name)).unwrap().unwrap();
         let name = server_name(Uuid::from_u128(7));
         assert_eq!(read(&[b"h2"], &name).tunnel(), None);
-        assert!(read(&[b"h2"], &name).offers(b"h2"));
+        assert_eq!(read(&[b"h2"], &name).alpn, [b"h2"]);
         assert_eq!(read(&[], &name).tunnel(), None);
         assert_eq!(read(&[ALPN_TUNNEL, b"h2"], &name).tunnel(), None);
-        assert_eq!(read(&[ALPN_TUNNEL], "tunnel.godwit.internal").tunnel(), None);
+        let nameless = read(&[ALPN_TUNNEL], "tunnel.godwit.internal");
+        assert_eq!((nameless.wants_tunnel(), nameless.tunnel()), (true, None));
         let unhyphenated = format!("{}{DOMAIN}", Uuid::from_u128(7).as_simple());
         assert_eq!(read(&[ALPN_TUNNEL], &unhyphenated).tunnel(), None);
     }
