@@ -1,5 +1,7 @@
 //! How a guest's memory is to travel: what both sides of a migration are told at its beginning.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::convert::Malformed;
@@ -28,6 +30,10 @@ pub struct StreamOptions {
     pub connections: u32,
     /// Bytes per second while the guest runs; 0 is unlimited. Once the guest stands still nothing is limited.
     pub bandwidth: u64,
+    /// The source's migration address. Where the hypervisors make the connections themselves, nobody else reaches the
+    /// destination's; without it they cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_address: Option<IpAddr>,
 }
 
 impl StreamOptions {
@@ -37,6 +43,7 @@ impl StreamOptions {
         encrypted: false,
         connections: 1,
         bandwidth: 0,
+        source_address: None,
     };
 }
 
@@ -67,6 +74,9 @@ impl From<StreamOptions> for wire::StreamOptions {
             encrypted: options.encrypted,
             connections: options.connections,
             bandwidth: options.bandwidth,
+            source_address: options
+                .source_address
+                .map_or_else(String::new, |address| address.to_string()),
         }
     }
 }
@@ -83,11 +93,20 @@ impl TryFrom<wire::StreamOptions> for StreamOptions {
         if !(1..=MOST_CONNECTIONS).contains(&options.connections) {
             return Err(Malformed::new("stream.connections", "must be 1 to 16"));
         }
+        let source_address = match options.source_address.as_str() {
+            "" => None,
+            address => Some(
+                address
+                    .parse()
+                    .map_err(|_| Malformed::new("stream.source_address", "is no IP address"))?,
+            ),
+        };
         Ok(Self {
             transport,
             encrypted: options.encrypted,
             connections: options.connections,
             bandwidth: bandwidth("stream.bandwidth", options.bandwidth)?,
+            source_address,
         })
     }
 }

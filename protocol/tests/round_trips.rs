@@ -152,14 +152,22 @@ fn order() -> impl Strategy<Value = Order> {
 
 fn stream() -> impl Strategy<Value = StreamOptions> {
     let transport = prop_oneof![Just(Transport::Native), Just(Transport::Tunnelled)];
-    (transport, any::<bool>(), 1u32..=16, 0..=i64::MAX.unsigned_abs()).prop_map(
-        |(transport, encrypted, connections, bandwidth)| StreamOptions {
-            transport,
-            encrypted,
-            connections,
-            bandwidth,
-        },
+    (
+        transport,
+        any::<bool>(),
+        1u32..=16,
+        0..=i64::MAX.unsigned_abs(),
+        any::<Option<std::net::IpAddr>>(),
     )
+        .prop_map(
+            |(transport, encrypted, connections, bandwidth, source_address)| StreamOptions {
+                transport,
+                encrypted,
+                connections,
+                bandwidth,
+                source_address,
+            },
+        )
 }
 
 fn progress() -> impl Strategy<Value = Progress> {
@@ -648,21 +656,40 @@ fn a_stream_that_no_agent_could_make_is_refused() {
     assert_eq!(refused(None), "stream");
     for transport in [0, 3, -1] {
         assert_eq!(
-            refused(Some(wire::StreamOptions { transport, ..good })),
+            refused(Some(wire::StreamOptions {
+                transport,
+                ..good.clone()
+            })),
             "stream.transport"
         );
     }
     for connections in [0, 17, u32::MAX] {
         assert_eq!(
-            refused(Some(wire::StreamOptions { connections, ..good })),
+            refused(Some(wire::StreamOptions {
+                connections,
+                ..good.clone()
+            })),
             "stream.connections"
         );
     }
     let bandwidth = 1 << 63;
     assert_eq!(
-        refused(Some(wire::StreamOptions { bandwidth, ..good })),
+        refused(Some(wire::StreamOptions {
+            bandwidth,
+            ..good.clone()
+        })),
         "stream.bandwidth"
     );
+    for address in ["node-b", "192.0.2.1:49160", " 192.0.2.1"] {
+        let source_address = address.to_owned();
+        assert_eq!(
+            refused(Some(wire::StreamOptions {
+                source_address,
+                ..good.clone()
+            })),
+            "stream.source_address"
+        );
+    }
     let retune = wire::order_request::Order::Retune(wire::Retune { bandwidth });
     let request = wire::OrderRequest {
         terms: Some(good_terms()),
