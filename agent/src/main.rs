@@ -316,6 +316,7 @@ fn tunnel_settings(config: &Config) -> anyhow::Result<tunnel::Settings> {
         host: config.host.clone(),
         program: beside.with_file_name("godwit-relay"),
         directory: config.run_directory.join("tunnels"),
+        meetings: config.run_directory.join("streams"),
         user: geteuid().is_root().then_some(RELAY_USER),
         cgroups: Cgroups::discover(),
         address: (address, config.listen.port()).into(),

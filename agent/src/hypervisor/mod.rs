@@ -174,8 +174,8 @@ pub trait Guest: Send + Sync {
     /// Starts to send the guest. Returns when the stream has started.
     async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError>;
 
-    /// Starts to receive the guest, which stays stopped. With [`Way::Place`] it listens there when this returns; where
-    /// that could not be had, another place may be tried.
+    /// Starts to receive the guest, which stays stopped. With [`Way::Place`] it listens there when this returns; after
+    /// a refusal the process is of no use any more.
     async fn receive(&self, stream: Stream) -> Result<(), HypervisorError>;
 
     /// How the stream stands.

@@ -588,7 +588,8 @@ impl Runner {
         self.closing = true;
         self.shut_the_door();
         if let Some(tunnel) = self.tunnel.take() {
-            tunnel.close(&self.machine.terms().migration).await;
+            let guest = self.guest.as_ref().map(|guest| guest.directory());
+            tunnel.close(&self.machine.terms().migration, guest).await;
         }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the destination's side has ended");
         let line = Line::Ended {

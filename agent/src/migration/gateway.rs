@@ -17,14 +17,10 @@ pub enum Gateway {
 impl Gateway {
     /// Has the hypervisor listen, where it makes the connections itself; it must have been launched, and nobody has
     /// come yet. Where the connection is handed to it there is nothing to be done.
-    #[allow(
-        clippy::unused_async,
-        reason = "one connection is handed over, and is the only way until now"
-    )]
-    pub async fn listen(self, _guest: &dyn Guest) -> Result<Self, ChannelError> {
+    pub async fn listen(self, guest: &dyn Guest) -> Result<Self, ChannelError> {
         match self {
             Self::Native(door) => Ok(Self::Native(door)),
-            Self::Tunnel(door) => Ok(Self::Tunnel(door)),
+            Self::Tunnel(door) => Ok(Self::Tunnel(door.listen(guest).await?)),
         }
     }
 
@@ -41,7 +37,7 @@ impl Gateway {
     pub async fn admit(self) -> Result<Option<Stream>, ChannelError> {
         match self {
             Self::Native(door) => Ok(Some(door.admit().await?)),
-            Self::Tunnel(door) => Ok(Some(door.admit().await?)),
+            Self::Tunnel(door) => Ok(door.admit().await?),
         }
     }
 }

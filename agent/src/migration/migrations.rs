@@ -569,7 +569,7 @@ impl Inner {
             Ok(journal) => journal,
             Err(fault) => {
                 if let Some(tunnel) = tunnel {
-                    tunnel.close(&terms.migration).await;
+                    tunnel.close(&terms.migration, None).await;
                 }
                 return Err(fault);
             }
@@ -624,7 +624,9 @@ impl Inner {
     /// Where a stream is to come in.
     async fn gateway(&self, terms: &Terms, stream: StreamOptions) -> Result<Gateway, ChannelError> {
         if let Some(tunnel) = self.tunnel(stream) {
-            let door = tunnel.expect(&terms.migration, &terms.source).await?;
+            let door = tunnel
+                .expect(&terms.migration, &terms.source, stream.connections)
+                .await?;
             return Ok(Gateway::Tunnel(door));
         }
         let (settings, migration) = (&self.settings, &terms.migration);

@@ -19,6 +19,13 @@ pub fn judge(
         Transport::Native if stream.encrypted && !abilities.encrypts => {
             return lacks("The hypervisor of this host cannot encrypt a stream; a tunnel can".into());
         }
+        Transport::Native if stream.connections > 1 => {
+            return lacks(format!(
+                "The stream was ordered over {} connections, and from hypervisor to hypervisor this host serves 1; \
+                 a tunnel serves several",
+                stream.connections
+            ));
+        }
         Transport::Tunnelled if !tunnels => return lacks("This host serves no tunnel".into()),
         Transport::Native | Transport::Tunnelled => {}
     }
@@ -62,14 +69,14 @@ mod tests {
             encrypted: true,
             ..plain
         };
-        let wide = StreamOptions {
-            connections: 5,
+        let several = StreamOptions {
+            connections: 2,
             ..plain
         };
         judge(plain, ALL, false, false).unwrap();
         judge(encrypted, ALL, false, true).unwrap();
         assert_eq!(reason(plain, ALL, true), "PlainTextRefused");
-        assert_eq!(reason(wide, ALL, false), "StreamNotServed");
+        assert_eq!(reason(several, ALL, false), "StreamNotServed");
         let bare = StreamAbilities {
             encrypts: false,
             ..ALL
@@ -82,5 +89,12 @@ mod tests {
         };
         assert_eq!(reason(tunnelled, ALL, false), "StreamNotServed");
         judge(tunnelled, bare, true, true).unwrap();
+        let spread = |connections| StreamOptions {
+            connections,
+            ..tunnelled
+        };
+        judge(spread(4), ALL, true, true).unwrap();
+        let too_many = judge(spread(5), ALL, true, true).unwrap_err();
+        assert_eq!(too_many.reason, "StreamNotServed");
     }
 }

@@ -624,7 +624,8 @@ impl Runner {
         }
         self.closing = true;
         if let Some(tunnel) = self.tunnel.take() {
-            tunnel.close(&self.machine.terms().migration).await;
+            let guest = self.guest.as_ref().map(|guest| guest.directory());
+            tunnel.close(&self.machine.terms().migration, guest).await;
         }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the source's side has ended");
         let line = Line::Ended {
@@ -796,7 +797,13 @@ impl Hand {
         let (migration, encrypted) = (&self.terms.migration, self.stream.encrypted);
         let opened = match &self.tunnel {
             Some(tunnel) => tunnel
-                .open(migration, &self.terms.destination, channel, CONNECT_DEADLINE)
+                .open(
+                    migration,
+                    &self.terms.destination,
+                    channel,
+                    (self.stream.connections, &*self.guest),
+                    CONNECT_DEADLINE,
+                )
                 .await
                 .map_err(ChannelError::from),
             None => channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await,

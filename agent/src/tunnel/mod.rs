@@ -5,29 +5,31 @@
 //! path. Connections that ask for a tunnel reach the agent port; the agent passes each on, unread but for its first
 //! message, to the relay of the migration that it names.
 
+mod meeting;
+mod openings;
 mod process;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use godwit_handover::{Channel, Token};
 use godwit_protocol::server::{Passage, Passing};
 use godwit_protocol::{CurrentCredentials, PeerIdentity};
-use godwit_relay::channel::{self, ChannelKind};
+use godwit_relay::channel;
 use godwit_relay::client::{ClientError, Notice, Place, Relay, hypervisor_pair};
 use godwit_relay::hello::{ALPN_TUNNEL, Hello};
-use godwit_relay::order::{Begin, Credentials, End, Event, Opening};
+use godwit_relay::order::{Begin, Credentials, End, Event};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::cgroup::Cgroups;
-use crate::hypervisor::Stream;
+use crate::hypervisor::{Guest, HypervisorError, Place as At, Stream, Way};
 
 /// What a channel's URI begins with.
 const SCHEME: &str = "tunnel://";
@@ -46,6 +48,9 @@ pub struct Settings {
     pub program: PathBuf,
     /// Where their control sockets lie.
     pub directory: PathBuf,
+    /// Where relays reach the sockets of hypervisors that listen themselves. On the file system of the guests'
+    /// directories.
+    pub meetings: PathBuf,
     /// The user id that they run with; `None` where the agent itself is not root.
     pub user: Option<u32>,
     /// Where they are put.
@@ -74,6 +79,9 @@ pub enum TunnelError {
     /// The relay does not do as it is told.
     #[error("The relay of this host: {0}")]
     Relay(#[from] ClientError),
+    /// The hypervisor cannot make the connections.
+    #[error("The hypervisor does not listen for the stream: {0}")]
+    Hypervisor(#[from] HypervisorError),
     /// The channel did not come to be.
     #[error("The tunnel was not opened: {0}")]
     Failed(String),
@@ -92,19 +100,21 @@ fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> TunnelError {
     move |source| TunnelError::System { action, source }
 }
 
-/// How far a relay's one channel is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
-    Awaited,
-    Up,
-    Failed(String),
-    Gone,
+/// How far a relay's channels are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    /// How many have come to be.
+    up: usize,
+    /// Why one has not.
+    failed: Option<String>,
+    /// The relay is gone, or is another agent's.
+    gone: bool,
 }
 
 /// A relay that this agent is connected to.
 struct Attached {
     relay: Relay,
-    state: watch::Receiver<State>,
+    progress: watch::Receiver<Progress>,
 }
 
 /// The relays of this host; clones are the same ones.
@@ -129,8 +139,22 @@ impl std::fmt::Debug for Tunnels {
 /// A destination's end before the source has come.
 pub struct Door {
     channel: Channel,
-    socket: OwnedFd,
-    state: watch::Receiver<State>,
+    inside: Inside,
+    progress: watch::Receiver<Progress>,
+    tunnels: Tunnels,
+    migration: Uuid,
+}
+
+/// How the relay reaches the hypervisor.
+enum Inside {
+    /// By the other end of this socket.
+    Socket(OwnedFd),
+    /// Where it listens, for so many connections beside the first.
+    Listens {
+        connections: u32,
+        /// The guest's directory, once it does.
+        guest: Option<PathBuf>,
+    },
 }
 
 impl Door {
@@ -139,17 +163,72 @@ impl Door {
         &self.channel
     }
 
-    /// Waits until the source's relay has opened the channel. Whoever calls sets the deadline.
+    /// Has the hypervisor listen where it makes several connections itself.
+    ///
+    /// # Errors
+    /// [`TunnelError`], if it does not, or its relay could not reach it.
+    pub async fn listen(mut self, hypervisor: &dyn Guest) -> Result<Self, TunnelError> {
+        let Inside::Listens { connections, guest } = &mut self.inside else {
+            return Ok(self);
+        };
+        let directory = hypervisor.directory().to_owned();
+        let stream = Stream {
+            way: Way::Place {
+                place: At::Unix(meeting::socket(&directory)),
+                connections: *connections,
+            },
+            // The tunnel encrypts.
+            key: None,
+        };
+        *guest = Some(directory.clone());
+        meeting::remove(&directory).map_err(system("Removing an earlier stream's socket"))?;
+        hypervisor.receive(stream).await?;
+        let (inner, migration) = (self.tunnels.inner.clone(), self.migration);
+        blocking(move || {
+            let name = inner.meeting(migration);
+            meeting::lead(&directory, &name, inner.settings.user)
+                .map_err(system("Leading the relay to the hypervisor's socket"))
+        })
+        .await?;
+        Ok(self)
+    }
+
+    /// Waits until the source's relay has opened every channel. Answers the hypervisor's end of it where it has to be
+    /// given one. Whoever calls sets the deadline.
     ///
     /// # Errors
     /// [`TunnelError::Gone`] if this host's relay ends before that.
-    pub async fn admit(mut self) -> Result<Stream, TunnelError> {
+    pub async fn admit(mut self) -> Result<Option<Stream>, TunnelError> {
+        let wanted = match &self.inside {
+            Inside::Socket(_) => 1,
+            Inside::Listens { connections, .. } => channels(*connections),
+        };
         // A connection that was turned away is none of the source's: the channel is still awaited then.
-        let ended = |state: &State| matches!(state, State::Up | State::Gone);
-        match self.state.wait_for(ended).await.as_deref() {
-            Ok(State::Up) => Ok(Stream::plain(self.socket)),
-            Ok(State::Awaited | State::Failed(_) | State::Gone) | Err(_) => Err(TunnelError::Gone),
+        let decided = |progress: &Progress| progress.up >= wanted || progress.gone;
+        match self.progress.wait_for(decided).await.as_deref() {
+            Ok(progress) if progress.up >= wanted => {}
+            Ok(_) | Err(_) => return Err(TunnelError::Gone),
         }
+        match self.inside {
+            Inside::Socket(socket) => Ok(Some(Stream::plain(socket))),
+            Inside::Listens { guest, .. } => {
+                let (inner, migration) = (self.tunnels.inner, self.migration);
+                blocking(move || {
+                    inner.forget_meeting(migration, guest.as_deref());
+                    Ok(())
+                })
+                .await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// How many channels a stream has that is spread over so many connections.
+fn channels(connections: u32) -> usize {
+    match connections {
+        0 | 1 => 1,
+        several => usize::try_from(several).unwrap_or(usize::MAX).saturating_add(1),
     }
 }
 
@@ -172,40 +251,36 @@ impl Tunnels {
         }
     }
 
-    /// The destination's end: starts a relay that lets `source` open one channel with the token that is drawn here.
+    /// The destination's end: starts a relay that lets `source` open the channels of a stream over so many
+    /// connections, with the secret that is drawn here.
     ///
     /// # Errors
     /// [`TunnelError`].
-    pub async fn expect(&self, migration: &str, source: &str) -> Result<Door, TunnelError> {
+    pub async fn expect(&self, migration: &str, source: &str, connections: u32) -> Result<Door, TunnelError> {
         let uid = parse(migration)?;
-        let (inner, source) = (self.inner.clone(), source.to_owned());
+        let (tunnels, source) = (self.clone(), source.to_owned());
         blocking(move || {
+            let inner = &tunnels.inner;
             let attached = inner.start(uid, &source, End::Destination)?;
-            let token = channel::Token::generate().map_err(system("Drawing a token"))?;
-            let uri = format!("{SCHEME}{}", inner.settings.address);
-            let bytes = token.as_bytes().to_vec();
-            let (hypervisor, far) =
-                hypervisor_pair(SEND_BUFFER).map_err(system("A socket for the hypervisor"))?;
-            let opening = Opening {
-                channel: memory(),
-                token,
-            };
-            attached
-                .relay
-                .expect(opening, Place::Socket(std::os::fd::AsFd::as_fd(&far)))?;
-            Ok(Door {
-                channel: Channel {
-                    uri,
-                    token: Token(bytes),
-                },
-                socket: hypervisor.into(),
-                state: attached.state.clone(),
-            })
+            match inner.expect(uid, &attached, connections) {
+                Ok((channel, inside)) => Ok(Door {
+                    channel,
+                    inside,
+                    progress: attached.progress.clone(),
+                    tunnels: tunnels.clone(),
+                    migration: uid,
+                }),
+                Err(error) => {
+                    inner.close(uid, None);
+                    Err(error)
+                }
+            }
         })
         .await
     }
 
-    /// The source's end: starts a relay and has it open the channel at `destination`.
+    /// The source's end: starts a relay and has it open the channels at `destination`, at once where there is one;
+    /// where there are several, as soon as the hypervisor of `guest` connects to where the stream leads.
     ///
     /// # Errors
     /// [`TunnelError`]: there is no stream then, and no relay is left.
@@ -214,57 +289,86 @@ impl Tunnels {
         migration: &str,
         destination: &str,
         channel: &Channel,
+        (connections, guest): (u32, &dyn Guest),
         within: Duration,
     ) -> Result<Stream, TunnelError> {
         let uid = parse(migration)?;
         let (address, token) = target(channel)?;
+        let end = End::Source { destination: address };
         let (inner, destination) = (self.inner.clone(), destination.to_owned());
+        let directory = guest.directory().to_owned();
         let begun = blocking(move || {
-            let end = End::Source { destination: address };
             let attached = inner.start(uid, &destination, end)?;
+            let openings = openings::of_stream(uid, &token, connections);
+            if connections > 1 {
+                let (listener, user) =
+                    meeting::listen(&directory).map_err(system("A socket for the hypervisor"))?;
+                attached
+                    .relay
+                    .listen(Place::Socket(listener.as_fd()), user, openings)?;
+                let way = Way::Place {
+                    place: At::Unix(meeting::socket(&directory)),
+                    connections,
+                };
+                return Ok((way, None));
+            }
             let (hypervisor, far) =
                 hypervisor_pair(SEND_BUFFER).map_err(system("A socket for the hypervisor"))?;
-            let opening = Opening {
-                channel: memory(),
-                token,
-            };
-            attached.relay.open(opening, &far)?;
-            Ok((attached.state.clone(), hypervisor))
+            for opening in openings {
+                attached.relay.open(opening, &far)?;
+            }
+            Ok((Way::Socket(hypervisor.into()), Some(attached.progress.clone())))
         })
         .await;
         let outcome = match begun {
-            Ok((mut state, hypervisor)) => {
-                let decided = state.wait_for(|state| *state != State::Awaited);
-                match timeout(within, decided).await {
-                    Ok(Ok(state)) => match &*state {
-                        State::Up => Ok(Stream::plain(hypervisor)),
-                        State::Failed(why) => Err(TunnelError::Failed(why.clone())),
-                        State::Gone | State::Awaited => Err(TunnelError::Gone),
-                    },
-                    Ok(Err(_)) => Err(TunnelError::Gone),
-                    Err(_) => Err(TunnelError::Deadline(within)),
-                }
-            }
+            Ok((way, progress)) => match progress {
+                Some(progress) => opened(progress, within).await.map(|()| way),
+                None => Ok(way),
+            },
             Err(error) => Err(error),
         };
-        if outcome.is_err() {
-            self.close(migration).await;
+        match outcome {
+            // The tunnel encrypts.
+            Ok(way) => Ok(Stream { way, key: None }),
+            Err(error) => {
+                self.close(migration, Some(guest.directory())).await;
+                Err(error)
+            }
         }
-        outcome
     }
 
-    /// Ends a migration's relay, also one that an earlier agent started, and removes what it leaves. A stream that is
-    /// still up is cut.
-    pub async fn close(&self, migration: &str) {
+    /// Why a channel of a migration did not come to be, if one did not while this agent listened.
+    pub fn failure(&self, migration: &str) -> Option<String> {
+        let attached = self.inner.attached().get(&parse(migration).ok()?).cloned()?;
+        attached.progress.borrow().failed.clone()
+    }
+
+    /// Ends a migration's relay, also one that an earlier agent started, and removes what it leaves, also in the
+    /// guest's directory if there is still one. A stream that is still up is cut.
+    pub async fn close(&self, migration: &str, guest: Option<&Path>) {
         let Ok(uid) = parse(migration) else { return };
-        let inner = self.inner.clone();
+        let (inner, guest) = (self.inner.clone(), guest.map(Path::to_owned));
         let closed = blocking(move || {
-            inner.close(uid);
+            inner.close(uid, guest.as_deref());
             Ok(())
         });
         if let Err(error) = closed.await {
             tracing::warn!(%error, migration, "a relay may be left");
         }
+    }
+}
+
+/// Waits until a source's one channel is open.
+async fn opened(mut progress: watch::Receiver<Progress>, within: Duration) -> Result<(), TunnelError> {
+    let decided = progress.wait_for(|progress| progress.up > 0 || progress.gone || progress.failed.is_some());
+    match timeout(within, decided).await {
+        Ok(Ok(progress)) => match &progress.failed {
+            _ if progress.up > 0 => Ok(()),
+            Some(why) => Err(TunnelError::Failed(why.clone())),
+            None => Err(TunnelError::Gone),
+        },
+        Ok(Err(_)) => Err(TunnelError::Gone),
+        Err(_) => Err(TunnelError::Deadline(within)),
     }
 }
 
@@ -299,7 +403,7 @@ impl Inner {
     /// Starts a migration's relay anew: what an earlier attempt left is ended first.
     fn start(&self, migration: Uuid, peer: &str, end: End) -> Result<Arc<Attached>, TunnelError> {
         let credentials = self.credentials.get().ok_or(TunnelError::NoCertificate)?.get();
-        self.close(migration);
+        self.close(migration, None);
         process::start(&self.settings, migration)?;
         let attached = self.attach(migration)?;
         let pem = credentials.pem();
@@ -315,17 +419,66 @@ impl Inner {
             },
         };
         if let Err(error) = attached.relay.begin(begin) {
-            self.close(migration);
+            self.close(migration, None);
             return Err(error.into());
         }
         Ok(attached)
     }
 
+    /// Has a destination's relay expect every channel of a stream.
+    fn expect(
+        &self,
+        migration: Uuid,
+        attached: &Attached,
+        connections: u32,
+    ) -> Result<(Channel, Inside), TunnelError> {
+        let secret = channel::Token::generate().map_err(system("Drawing a token"))?;
+        let openings = openings::of_stream(migration, &secret, connections);
+        let inside = if connections > 1 {
+            meeting::make_directory(&self.settings.meetings, self.settings.user)
+                .map_err(system("Making the directory of hypervisors' sockets"))?;
+            let name = self.meeting(migration);
+            for opening in openings {
+                attached.relay.expect(opening, Place::Path(&name))?;
+            }
+            Inside::Listens {
+                connections,
+                guest: None,
+            }
+        } else {
+            let (hypervisor, far) =
+                hypervisor_pair(SEND_BUFFER).map_err(system("A socket for the hypervisor"))?;
+            for opening in openings {
+                attached.relay.expect(opening, Place::Socket(far.as_fd()))?;
+            }
+            Inside::Socket(hypervisor.into())
+        };
+        let channel = Channel {
+            uri: format!("{SCHEME}{}", self.settings.address),
+            token: Token(secret.as_bytes().to_vec()),
+        };
+        Ok((channel, inside))
+    }
+
+    /// Where a migration's relay reaches a hypervisor that listens.
+    fn meeting(&self, migration: Uuid) -> PathBuf {
+        let name = format!("{}.sock", migration.as_hyphenated());
+        self.settings.meetings.join(name)
+    }
+
+    /// Removes the sockets at which a hypervisor and its relay have met, or were to meet.
+    fn forget_meeting(&self, migration: Uuid, guest: Option<&Path>) {
+        let kept = meeting::forget(&self.meeting(migration)).and(guest.map_or(Ok(()), meeting::remove));
+        if let Err(error) = kept {
+            tracing::warn!(%error, %migration, "a socket for the stream stays");
+        }
+    }
+
     fn attach(&self, migration: Uuid) -> Result<Arc<Attached>, TunnelError> {
-        let (sender, state) = watch::channel(State::Awaited);
+        let (sender, progress) = watch::channel(Progress::default());
         let path = process::socket(&self.settings.directory, migration);
         let relay = Relay::attach(&path, ANSWER, move |notice| heard(&sender, migration, notice))?;
-        let attached = Arc::new(Attached { relay, state });
+        let attached = Arc::new(Attached { relay, progress });
         self.attached().insert(migration, attached.clone());
         Ok(attached)
     }
@@ -339,7 +492,7 @@ impl Inner {
         }
     }
 
-    fn close(&self, migration: Uuid) {
+    fn close(&self, migration: Uuid, guest: Option<&Path>) {
         let attached = self.find(migration);
         self.attached().remove(&migration);
         if let Ok(attached) = attached
@@ -348,40 +501,34 @@ impl Inner {
             tracing::debug!(%error, %migration, "a relay did not answer the order to end");
         }
         process::clear(&self.settings, migration);
+        self.forget_meeting(migration, guest);
     }
 }
 
-fn heard(state: &watch::Sender<State>, migration: Uuid, notice: Notice) {
-    let next = match notice {
+fn heard(progress: &watch::Sender<Progress>, migration: Uuid, notice: Notice) {
+    match notice {
         Notice::Event(Event::Up { channel }) => {
-            tracing::info!(%migration, %channel, "a tunnel is open");
-            State::Up
+            tracing::info!(%migration, %channel, "a tunnel's channel is open");
+            progress.send_modify(|progress| progress.up += 1);
         }
         Notice::Event(Event::Failed { channel, failure }) => {
-            tracing::warn!(%migration, %channel, %failure, "a tunnel was not opened");
-            State::Failed(failure.to_string())
+            tracing::warn!(%migration, %channel, %failure, "a tunnel's channel was not opened");
+            progress.send_modify(|progress| progress.failed = Some(failure.to_string()));
         }
         Notice::Event(Event::Rejected { failure }) => {
-            return tracing::warn!(%migration, %failure, "a connection to a tunnel was turned away");
+            tracing::warn!(%migration, %failure, "a connection to a tunnel was turned away");
         }
         Notice::Event(Event::Ended {
             channel,
             sent,
             received,
             ending,
-        }) => {
-            return tracing::info!(%migration, %channel, sent, received, ?ending, "a tunnel's channel is over");
-        }
+        }) => tracing::info!(%migration, %channel, sent, received, ?ending, "a tunnel's channel is over"),
         Notice::Event(Event::Stranger { uid }) => {
-            return tracing::warn!(%migration, uid, "a stranger came to a tunnel's socket");
+            tracing::warn!(%migration, uid, "a stranger came to a tunnel's socket");
         }
-        Notice::Gone => State::Gone,
-    };
-    state.send_replace(next);
-}
-
-fn memory() -> channel::Channel {
-    channel::Channel::new(ChannelKind::Memory, 0)
+        Notice::Gone => progress.send_modify(|progress| progress.gone = true),
+    }
 }
 
 fn parse(migration: &str) -> Result<Uuid, TunnelError> {

@@ -14,4 +14,5 @@ mod faults;
 mod fixture;
 mod life;
 mod migration;
+mod several;
 mod start;

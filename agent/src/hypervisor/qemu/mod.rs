@@ -10,7 +10,7 @@ mod logs;
 mod probe;
 mod process;
 mod psk;
-mod qmp;
+pub mod qmp;
 #[cfg(test)]
 mod scripted;
 mod spawn;
@@ -69,6 +69,9 @@ const OLDEST: Version = Version {
     minor: 2,
     micro: 0,
 };
+
+/// QEMU counts a stream's channels in one byte.
+const MOST_CHANNELS: u32 = 255;
 
 /// How long QEMU may take from its start to its monitor's greeting.
 const LAUNCH: Duration = Duration::from_secs(30);
@@ -194,7 +197,7 @@ impl Hypervisor for Qemu {
             },
             streams: StreamAbilities {
                 encrypts: true,
-                connections: 1,
+                connections: MOST_CHANNELS,
             },
             walls_missing: namespaces.as_ref().err().into_iter().cloned().collect(),
         })

@@ -15,15 +15,14 @@ use godwit_handover::{
 };
 use godwit_protocol::clock::ClockEstimate;
 use godwit_protocol::{
-    AgentClient, Category, Driving, Fault, GaveUp, KeepAlive, Order, OrderAnswer, OtherSide, Side, Told,
-    Update,
+    AgentClient, Category, Fault, GaveUp, KeepAlive, Order, OrderAnswer, OtherSide, Side, Told, Update,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::kept::{Kept, Shelf};
+use super::kept::{Kept, Shelf, Shown};
 use super::peer::{self, Heard};
 use super::{Parts, Unwritten};
 use crate::clock::now_micros;
@@ -58,7 +57,7 @@ pub(super) struct Assignment {
     /// Whether the order was found on disk.
     pub(super) recovered: bool,
     pub(super) words: mpsc::UnboundedReceiver<Word>,
-    pub(super) told: watch::Sender<Option<Driving>>,
+    pub(super) told: watch::Sender<Option<Shown>>,
 }
 
 /// What became of an order, a keepalive or a write.
@@ -96,7 +95,7 @@ struct Drive {
     /// A reason to give up that is being written down.
     giving_up: bool,
     give_up_again: Option<(Instant, GaveUp)>,
-    told: watch::Sender<Option<Driving>>,
+    told: watch::Sender<Option<Shown>>,
 }
 
 /// Drives a migration to its end.
@@ -720,9 +719,10 @@ impl Drive {
 
     fn show(&self) {
         self.told.send_if_modified(|known| {
-            let news = known.as_ref() != Some(&self.kept.view);
+            let shown = Some(self.kept.shown());
+            let news = *known != shown;
             if news {
-                *known = Some(self.kept.view.clone());
+                *known = shown;
             }
             news
         });

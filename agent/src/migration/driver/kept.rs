@@ -23,6 +23,17 @@ pub(super) struct Kept {
     pub(super) terms: Terms,
     pub(super) order: Drive,
     pub(super) view: Driving,
+    /// When the guest stopped, by this host's clock in microseconds: an agent that was killed after that finds it
+    /// nowhere else.
+    #[serde(default)]
+    pub(super) stopped_at_micros: Option<i64>,
+}
+
+/// What whoever watches the source is shown beside its own reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) driving: Driving,
+    pub(super) stopped_at_micros: Option<i64>,
 }
 
 impl Kept {
@@ -31,6 +42,14 @@ impl Kept {
             terms,
             order,
             view: Driving::default(),
+            stopped_at_micros: None,
+        }
+    }
+
+    pub(super) fn shown(&self) -> Shown {
+        Shown {
+            driving: self.view.clone(),
+            stopped_at_micros: self.stopped_at_micros,
         }
     }
 

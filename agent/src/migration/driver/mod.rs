@@ -22,7 +22,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use godwit_handover::{Cause, Refusal, Terms};
-use godwit_protocol::{Category, ClientTls, Drive, Driving, Fault, Order, OrderAnswer, Update};
+use godwit_protocol::{Category, ClientTls, Drive, Fault, Order, OrderAnswer, Update};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -34,7 +34,7 @@ use crate::server::{Roles, Updates};
 use crate::state::StateError;
 use crate::tickets::Attempt;
 use drive::{Assignment, Word};
-use kept::{Kept, Shelf};
+use kept::{Kept, Shelf, Shown};
 
 pub use record::{RecordKeeper, Unwritten};
 
@@ -64,7 +64,7 @@ struct Inner {
 struct Table {
     seats: HashMap<String, Seat>,
     /// What each driver tells; also of migrations that are only watched so far.
-    told: HashMap<String, watch::Sender<Option<Driving>>>,
+    told: HashMap<String, watch::Sender<Option<Shown>>>,
     /// The duties of this host as a destination.
     duties: HashMap<String, AbortOnDropHandle<()>>,
 }
@@ -117,7 +117,7 @@ impl Drivers {
             self.inner
                 .table()
                 .told(&migration)
-                .send_replace(Some(kept.view.clone()));
+                .send_replace(Some(kept.shown()));
             if !kept.ended() {
                 self.inner.start(kept, true);
             }
@@ -217,12 +217,11 @@ impl Inner {
 impl Table {
     /// What the driver of a migration tells. Those that nobody watches and that nobody has driven lately are
     /// forgotten.
-    fn told(&mut self, migration: &str) -> watch::Sender<Option<Driving>> {
+    fn told(&mut self, migration: &str) -> watch::Sender<Option<Shown>> {
         let (seats, now) = (&self.seats, now_micros());
-        let lately = |driving: &Driving| {
-            driving
-                .ended_at_micros
-                .is_none_or(|at| now.saturating_sub(at) <= kept::KEPT_MICROS)
+        let lately = |shown: &Shown| {
+            let ended = shown.driving.ended_at_micros;
+            ended.is_none_or(|at| now.saturating_sub(at) <= kept::KEPT_MICROS)
         };
         self.told.retain(|uid, told| {
             told.receiver_count() > 0
@@ -240,7 +239,7 @@ impl Table {
 /// What a watcher of a migration hears: the side's own state, what its driver tells, or that the first has ended.
 enum Part {
     Side(Update),
-    Driver(Option<Driving>),
+    Driver(Option<Shown>),
     End,
 }
 
@@ -277,14 +276,18 @@ impl Roles for Drivers {
         let whole = stream::select(side, driver).scan((None, None), |(side, driver), part| {
             match part {
                 Part::Side(update) => *side = Some(update),
-                Part::Driver(driving) => *driver = Some(driving),
+                Part::Driver(shown) => *driver = Some(shown),
                 Part::End => return std::future::ready(None),
             }
             // Nothing is told before both are known: what only one of them tells would be taken for the whole.
             let update = side.clone().zip(driver.clone());
-            let update = update.map(|(update, driving): (Update, Option<Driving>)| Update {
-                driving: driving.map(Box::new),
-                ..update
+            let update = update.map(|(update, shown): (Update, Option<Shown>)| {
+                let kept = shown.as_ref().and_then(|shown| shown.stopped_at_micros);
+                Update {
+                    stopped_at_micros: update.stopped_at_micros.or(kept),
+                    driving: shown.map(|shown| Box::new(shown.driving)),
+                    ..update
+                }
             });
             std::future::ready(Some(update))
         });
