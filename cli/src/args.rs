@@ -95,6 +95,10 @@ pub struct MigrateArgs {
     /// travels: `kubectl patch vmmig NAME --type merge -p '{"spec":{"tuning":{"bandwidth":"50Mi"}}}'` [default: no limit]
     #[arg(long, value_name = "AMOUNT", value_parser = bandwidth)]
     pub bandwidth: Option<String>,
+
+    /// Over how many connections memory is spread, 1 to 16; from 2 on with --tunnelled [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(1..=16))]
+    pub parallel_connections: Option<i32>,
     /// Follow the migration to its end
     #[arg(long)]
     pub wait: bool,

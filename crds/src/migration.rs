@@ -82,6 +82,7 @@ pub struct VirtualMachineMigrationSpec {
     /// Figures that steer the transfer.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.maxDowntime == oldSelf.maxDowntime").message("tuning.maxDowntime is immutable; make a new migration"))]
+    #[x_kube(validation = Rule::new("self.parallelConnections == oldSelf.parallelConnections").message("tuning.parallelConnections is immutable; make a new migration"))]
     pub tuning: Tuning,
     /// Set to true to stop the migration; the guest then goes on at the source and the record of the attempt
     /// stays. It has no effect once the handover has begun. It cannot be taken back.
@@ -159,6 +160,13 @@ pub struct Tuning {
     #[serde(default = "default_bandwidth")]
     #[schemars(length(max = 10), regex(pattern = BANDWIDTH_PATTERN))]
     pub bandwidth: String,
+    /// Over how many connections the guest's memory is spread: QEMU's multifd channels. From 2 on there are so many,
+    /// and beside them the one connection on which everything else of the stream travels; 1 is one connection for
+    /// all. Several pay where one connection, or one core at either end, does not fill the link. Served with
+    /// `transport: Tunnelled`; a host that cannot serve it refuses the migration with `StreamNotServed`.
+    #[serde(default = "default_parallel_connections")]
+    #[schemars(range(min = 1, max = 16))]
+    pub parallel_connections: i32,
 }
 
 impl Default for Tuning {
@@ -166,6 +174,7 @@ impl Default for Tuning {
         Self {
             max_downtime: default_max_downtime(),
             bandwidth: default_bandwidth(),
+            parallel_connections: default_parallel_connections(),
         }
     }
 }
@@ -178,6 +187,11 @@ fn default_max_downtime() -> String {
 fn default_bandwidth() -> String {
     // A limit that nobody asked for would only lengthen the migration.
     "0".into()
+}
+
+fn default_parallel_connections() -> i32 {
+    // More cost memory and processors at both ends, and on a link that one connection fills they bring nothing.
+    1
 }
 
 /// What happened to the migration so far.

@@ -94,10 +94,12 @@ fn tuning(args: &MigrateArgs) -> Tuning {
     let Tuning {
         max_downtime,
         bandwidth,
+        parallel_connections,
     } = Tuning::default();
     Tuning {
         max_downtime: args.max_downtime.clone().unwrap_or(max_downtime),
         bandwidth: args.bandwidth.clone().unwrap_or(bandwidth),
+        parallel_connections: args.parallel_connections.unwrap_or(parallel_connections),
     }
 }
 
@@ -133,6 +135,7 @@ mod tests {
             name: None,
             max_downtime: None,
             bandwidth: None,
+            parallel_connections: None,
             wait: false,
             timeout: None,
             output: None,
@@ -150,7 +153,7 @@ mod tests {
                 "metadata": {"generateName": "web1-"},
                 "spec": {
                     "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "PeerToPeer",
-                    "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms", "bandwidth": "0"},
+                    "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms", "bandwidth": "0", "parallelConnections": 1},
                     "cancel": false
                 }
             })
@@ -163,6 +166,7 @@ mod tests {
             name: Some("m1".into()),
             max_downtime: Some("50ms".into()),
             bandwidth: Some("100Mi".into()),
+            parallel_connections: Some(4),
             managed: true,
             ..args()
         };
@@ -171,6 +175,7 @@ mod tests {
         assert_eq!(object.metadata.generate_name, None);
         assert_eq!(object.spec.tuning.max_downtime, "50ms");
         assert_eq!(object.spec.tuning.bandwidth, "100Mi");
+        assert_eq!(object.spec.tuning.parallel_connections, 4);
         assert_eq!(object.spec.control_flow, ControlFlow::ManagedDirect);
     }
 

@@ -15,6 +15,7 @@ pub fn options(spec: &VirtualMachineMigrationSpec) -> StreamOptions {
         encrypted: encrypted(spec),
         // The API server admits nothing else.
         bandwidth: bandwidth(&spec.tuning.bandwidth).unwrap_or(0),
+        connections: u32::try_from(spec.tuning.parallel_connections).unwrap_or(1),
         ..StreamOptions::PLAIN
     }
 }
@@ -67,6 +68,9 @@ mod tests {
         assert_eq!(channel(&plain), ChannelSecurity::PlainText);
         let tunnelled = spec(json!({"security": {"require": "None"}, "transport": "Tunnelled"}));
         assert_eq!(options(&tunnelled).transport, Transport::Tunnelled);
+        assert_eq!(options(&tunnelled).connections, 1);
+        let spread = spec(json!({"transport": "Tunnelled", "tuning": {"parallelConnections": 4}}));
+        assert_eq!(options(&spread).connections, 4);
         assert_eq!(channel(&tunnelled), ChannelSecurity::Encrypted);
     }
 }
