@@ -215,6 +215,7 @@ pub async fn images_must_be_named(lab: &mut Lab) -> anyhow::Result<()> {
         Some(&values.join("deployed-values.yaml")),
     )?)
     .await?;
+    assert!(rendered.contains("- --peer-silence=20"), "{rendered}");
     let manifest = lab.records().join("rendered.yaml");
     std::fs::write(&manifest, rendered)?;
     let mut command = lab.kubectl()?;
