@@ -21,10 +21,9 @@ test-all: ## Run all tests, and the long ones: the model with three faults, dead
 	@tests/run --long
 
 .PHONY: fuzz
-fuzz: ## Feed made-up and changed bytes to everything that reads a peer's (CASES=20000 for each; some minutes)
-	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-protocol --lib --test decoders
-	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-relay -p godwit-tls --lib -- header frame hello
-	PROPTEST_CASES=$(or $(CASES),20000) cargo test -p godwit-agent --lib -- tickets qmp journal definition argv
+fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
+	@tests/tools/install system rust
+	@tests/fuzz/run --seconds $(or $(FOR),60) $(ONLY)
 
 .PHONY: lint
 lint: ## Check formatting, lints, generated files and the chart
