@@ -1,5 +1,6 @@
 //! What was measured, as a table for people and as JSON for programs.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -20,7 +21,7 @@ pub enum Bound {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Its name, which does not change.
-    pub id: &'static str,
+    pub id: Cow<'static, str>,
     /// The figure: the median of the rounds.
     pub value: f64,
     /// The unit of it, and of `min`, `max` and `must`.
@@ -43,18 +44,19 @@ impl Row {
     /// # Errors
     /// When there are no samples.
     pub fn of(
-        id: &'static str,
+        id: impl Into<Cow<'static, str>>,
         unit: &'static str,
         samples: &[f64],
         must: Option<Bound>,
     ) -> anyhow::Result<Self> {
+        let id = id.into();
         let value = median(samples).with_context(|| format!("{id} has no samples"))?;
         Ok(Self::about(id, unit, value, samples, must))
     }
 
     /// A figure that was made from the rounds in another way than by their median; `samples` give the range.
     pub fn about(
-        id: &'static str,
+        id: impl Into<Cow<'static, str>>,
         unit: &'static str,
         value: f64,
         samples: &[f64],
@@ -63,7 +65,7 @@ impl Row {
         let min = samples.iter().copied().fold(f64::INFINITY, f64::min);
         let max = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         Self {
-            id,
+            id: id.into(),
             value,
             unit,
             min,
@@ -76,6 +78,12 @@ impl Row {
             }),
         }
     }
+}
+
+/// What each round's two figures make of each other.
+pub fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
+    let pairs = ours.iter().zip(theirs);
+    pairs.map(|(ours, theirs)| ours / theirs).collect()
 }
 
 /// The middle one; of an even number the mean of the two in the middle.
@@ -105,7 +113,7 @@ pub fn table(rows: &[Row]) -> String {
             Some(false) => "NO",
         };
         cells.push([
-            row.id.to_owned(),
+            row.id.to_string(),
             format!("{} {}", figure(row.value), row.unit),
             format!("{} to {}", figure(row.min), figure(row.max)),
             row.rounds.to_string(),

@@ -1,14 +1,17 @@
 //! The relay by itself: generator → relay → TLS over loopback → relay → sink, against the same without TLS and
 //! against a relay in Go.
 
+pub mod builds;
 mod load;
 mod pair;
 pub mod plain;
 mod processes;
 
+use std::path::Path;
+
 use anyhow::Context as _;
 
-use crate::rows::{Bound, Row, median};
+use crate::rows::{Bound, Row, median, ratios};
 use load::Flow;
 use pair::{Kind, Pair};
 
@@ -46,14 +49,18 @@ const KINDS: [Kind; 3] = [Kind::Relay, Kind::Plain, Kind::Go];
 /// # Errors
 /// When a part cannot be run.
 pub fn measure(extent: Extent) -> anyhow::Result<Vec<Row>> {
+    in_directory(|directory| measure_in(extent, directory))
+}
+
+fn in_directory(measure: impl FnOnce(&Path) -> anyhow::Result<Vec<Row>>) -> anyhow::Result<Vec<Row>> {
     let directory = std::env::temp_dir().join(format!("godwit-bench-{}", std::process::id()));
     std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    let rows = measure_in(extent, &directory);
+    let rows = measure(&directory);
     std::fs::remove_dir_all(&directory).with_context(|| directory.display().to_string())?;
     rows
 }
 
-fn measure_in(extent: Extent, directory: &std::path::Path) -> anyhow::Result<Vec<Row>> {
+fn measure_in(extent: Extent, directory: &Path) -> anyhow::Result<Vec<Row>> {
     let files = pair::Files::write(directory)?;
     let mut pairs = KINDS
         .iter()
@@ -172,13 +179,6 @@ impl Samples {
     }
 }
 
-fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
-    ours.iter()
-        .zip(theirs)
-        .map(|(ours, theirs)| ours / theirs)
-        .collect()
-}
-
 /// In milliseconds: the median and the 99th percentile of each round.
 fn latency_rows(kind: Kind, rounds: &[Vec<f64>]) -> anyhow::Result<Vec<Row>> {
     let medians: Vec<f64> = rounds.iter().filter_map(|round| median(round)).collect();
@@ -195,7 +195,10 @@ fn latency_rows(kind: Kind, rounds: &[Vec<f64>]) -> anyhow::Result<Vec<Row>> {
             Row::of("return-path-latency-go", "ms", &medians, None)?,
             Row::of("return-path-latency-go-p99", "ms", &tails, None)?,
         ],
-        Kind::Plain => vec![Row::of("return-path-latency-plain", "ms", &medians, None)?],
+        Kind::Plain => vec![
+            Row::of("return-path-latency-plain", "ms", &medians, None)?,
+            Row::of("return-path-latency-plain-p99", "ms", &tails, None)?,
+        ],
     })
 }
 
@@ -208,13 +211,16 @@ fn memory(pairs: &[Pair]) -> anyhow::Result<f64> {
 /// With as many channels as there may be in a measurement, all of them busy in both directions.
 fn memory_row(pairs: &mut [Pair], empty: f64, extent: Extent) -> anyhow::Result<Row> {
     let ours = pairs.first_mut().context("ours is the first")?;
-    let mut samples = vec![];
-    for _ in 0..extent.rounds {
-        let ends = ours.channels(8)?;
-        let flow = Flow::both_ways(&ends)?;
-        flow.carried(extent.mebibytes)?;
-        samples.push((ours.memory()? - empty) / 8.0);
-        flow.stop();
-    }
+    let samples = (0..extent.rounds).map(|_| memory_per_channel(ours, empty, extent));
+    let samples = samples.collect::<anyhow::Result<Vec<f64>>>()?;
     Row::of("memory-per-channel", "MiB", &samples, Some(Bound::AtMost(1.5)))
+}
+
+fn memory_per_channel(ours: &mut Pair, empty: f64, extent: Extent) -> anyhow::Result<f64> {
+    let ends = ours.channels(8)?;
+    let flow = Flow::both_ways(&ends)?;
+    flow.carried(extent.mebibytes)?;
+    let each = (ours.memory()? - empty) / 8.0;
+    flow.stop();
+    Ok(each)
 }

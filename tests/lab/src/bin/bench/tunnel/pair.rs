@@ -90,6 +90,9 @@ pub struct Pair {
     ours: Option<Ours>,
 }
 
+/// The source's and the destination's; and the agent, if they are ours.
+type Processes = (Process, Process, Option<Ours>);
+
 /// Our relays' agent.
 struct Ours {
     source: Relay,
@@ -106,11 +109,11 @@ impl Pair {
     /// When they do not start.
     pub fn start(kind: Kind, directory: &Path, files: &Files) -> anyhow::Result<Self> {
         let directory = directory.join(format!("{kind:?}"));
-        std::fs::create_dir_all(&directory)?;
-        let (near, far) = (directory.join("near.sock"), directory.join("far.sock"));
-        let far_listener = UnixListener::bind(&far)?;
-        let (source, destination, ours) = match kind {
-            Kind::Relay => ours(&directory, files)?,
+        Self::with(&directory, |near, far| match kind {
+            Kind::Relay => {
+                let program = std::env::current_exe()?.with_file_name("godwit-relay");
+                ours(&program, &directory, files)
+            }
             Kind::Plain => {
                 let program = std::env::current_exe()?;
                 let start = |role: &str, path: &Path, address: &str| {
@@ -118,8 +121,8 @@ impl Pair {
                     command.args([plain::ARGUMENT, role]).arg(path).arg(address);
                     Process::start(command)
                 };
-                let (destination, address) = start("destination", &far, "127.0.0.1:0")?;
-                (start("source", &near, &address)?.0, destination, None)
+                let (destination, address) = start("destination", far, "127.0.0.1:0")?;
+                Ok((start("source", near, &address)?.0, destination, None))
             }
             Kind::Go => {
                 let program = cache::workspace().join("target/bench/go-relay");
@@ -130,10 +133,28 @@ impl Pair {
                     command.args([&files.authority, &files.chain, &files.key]);
                     Process::start(command)
                 };
-                let (destination, address) = start("destination", &far, "127.0.0.1:0")?;
-                (start("source", &near, &address)?.0, destination, None)
+                let (destination, address) = start("destination", far, "127.0.0.1:0")?;
+                Ok((start("source", near, &address)?.0, destination, None))
             }
-        };
+        })
+    }
+
+    /// Starts two of ours, of which this is the program.
+    ///
+    /// # Errors
+    /// When they do not start.
+    pub fn of_build(program: &Path, directory: &Path, files: &Files) -> anyhow::Result<Self> {
+        Self::with(directory, |_, _| ours(program, directory, files))
+    }
+
+    fn with(
+        directory: &Path,
+        start: impl FnOnce(&Path, &Path) -> anyhow::Result<Processes>,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let (near, far) = (directory.join("near.sock"), directory.join("far.sock"));
+        let far_listener = UnixListener::bind(&far)?;
+        let (source, destination, ours) = start(&near, &far)?;
         Ok(Self {
             source,
             destination,
@@ -181,13 +202,12 @@ impl Pair {
     }
 }
 
-fn ours(directory: &Path, files: &Files) -> anyhow::Result<(Process, Process, Option<Ours>)> {
-    let program = std::env::current_exe()?.with_file_name("godwit-relay");
+fn ours(program: &Path, directory: &Path, files: &Files) -> anyhow::Result<Processes> {
     let port = TcpListener::bind("127.0.0.1:0")?;
     let start = |name: &str, end: End| -> anyhow::Result<(Process, Relay)> {
         let path = directory.join(name);
         let child =
-            client::start(Command::new(&program), &path).with_context(|| program.display().to_string())?;
+            client::start(Command::new(program), &path).with_context(|| program.display().to_string())?;
         let process = Process::of(child);
         let relay = Relay::attach(&path, WITHIN, |_| ())?;
         relay.begin(Begin {
