@@ -29,7 +29,7 @@ use crate::clock::now_micros;
 use crate::state::StateError;
 
 /// From the start of the driver to the first byte of guest memory.
-const START_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Between two keepalives: the proof of the path must not grow old between them.
@@ -38,8 +38,10 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
 const READ_EVERY: Duration = Duration::from_secs(2);
 /// The same where the destination has to write into it before this driver can go on.
 const READ_EVERY_WAITING: Duration = Duration::from_millis(250);
-/// The word for a destination that this host does not reach.
-const PEER_UNREACHABLE: &str = "PeerUnreachable";
+/// What a restarted driver is to tell is written down so long after it has changed.
+const KEEP_AFTER: Duration = Duration::from_millis(500);
+/// The same while the guest stands still: it has waited far longer for something else then than for a disk.
+const KEEP_AFTER_STANDING_STILL: Duration = Duration::from_secs(3);
 
 /// What is said to a driver.
 pub(super) enum Word {
@@ -61,41 +63,46 @@ pub(super) struct Assignment {
 }
 
 /// What became of an order, a keepalive or a write.
-enum Done {
+pub(super) enum Done {
     Order(OrderKey, bool, Result<OrderAnswer, Fault>),
     Written(OrderKey, Result<RecordView, Unwritten>),
     Read(Result<RecordView, Unwritten>),
     KeptAlive(Result<KeepAlive, Fault>),
     GaveUp(GaveUp, Result<(), StateError>),
+    Kept(Result<(), StateError>),
 }
 
-struct Drive {
-    parts: Parts,
-    shelf: Shelf,
-    kept: Kept,
-    driver: Driver,
-    began: Instant,
-    given: OrdersGiven,
-    path: PathProof,
-    proven: bool,
-    done: JoinSet<Done>,
-    definition: Option<Vec<u8>>,
-    record_missing: bool,
-    reading: bool,
-    read_at: Instant,
-    client: Option<AgentClient>,
-    silent_since: Option<Instant>,
-    silent_because: Option<Fault>,
-    clock: ClockEstimate,
-    destination: Update,
-    keep_alive_at: Instant,
-    keeping_alive: bool,
-    start_by: Option<Instant>,
-    not_now: Option<Fault>,
+pub(super) struct Drive {
+    pub(super) parts: Parts,
+    pub(super) shelf: Shelf,
+    pub(super) kept: Kept,
+    pub(super) driver: Driver,
+    pub(super) began: Instant,
+    pub(super) given: OrdersGiven,
+    pub(super) path: PathProof,
+    pub(super) proven: bool,
+    pub(super) done: JoinSet<Done>,
+    /// What is being written down: one thing at a time, each whole.
+    pub(super) writes: JoinSet<Done>,
+    /// Since when there is something to tell that is not on disk.
+    pub(super) unkept_since: Option<Instant>,
+    pub(super) definition: Option<Vec<u8>>,
+    pub(super) record_missing: bool,
+    pub(super) reading: bool,
+    pub(super) read_at: Instant,
+    pub(super) client: Option<AgentClient>,
+    pub(super) silent_since: Option<Instant>,
+    pub(super) silent_because: Option<Fault>,
+    pub(super) clock: ClockEstimate,
+    pub(super) destination: Update,
+    pub(super) keep_alive_at: Instant,
+    pub(super) keeping_alive: bool,
+    pub(super) start_by: Option<Instant>,
+    pub(super) not_now: Option<Fault>,
     /// A reason to give up that is being written down.
-    giving_up: bool,
-    give_up_again: Option<(Instant, GaveUp)>,
-    told: watch::Sender<Option<Shown>>,
+    pub(super) giving_up: bool,
+    pub(super) give_up_again: Option<(Instant, GaveUp)>,
+    pub(super) told: watch::Sender<Option<Shown>>,
 }
 
 /// Drives a migration to its end.
@@ -137,6 +144,8 @@ pub(super) async fn drive(assignment: Assignment) {
         path: PathProof::default(),
         proven: false,
         done: JoinSet::new(),
+        writes: JoinSet::new(),
+        unkept_since: None,
         definition: None,
         record_missing: false,
         reading: false,
@@ -179,6 +188,7 @@ pub(super) async fn drive(assignment: Assignment) {
                 Ok(done) => drive.answered(done),
                 Err(error) => tracing::error!(%error, "a driver's task failed"),
             },
+            Some(Ok(done)) = drive.writes.join_next() => drive.answered(done),
             Some(word) = words.recv() => drive.word(word),
             _ = ticks.tick() => drive.look(),
         }
@@ -188,7 +198,7 @@ pub(super) async fn drive(assignment: Assignment) {
 }
 
 impl Drive {
-    fn terms(&self) -> &Terms {
+    pub(super) fn terms(&self) -> &Terms {
         self.driver.terms()
     }
 
@@ -212,6 +222,11 @@ impl Drive {
             Some(Side::Destination(_)) => {
                 tracing::error!(migration = self.terms().migration, "this host is the destination");
             }
+        }
+        if update.stopped_at_micros.is_some() && update.stopped_at_micros != self.kept.stopped_at_micros {
+            self.kept.stopped_at_micros = update.stopped_at_micros;
+            self.unkept();
+            self.show();
         }
         if self.driver.has_streamed() {
             self.start_by = None;
@@ -267,34 +282,6 @@ impl Drive {
         self.look();
     }
 
-    fn silent(&mut self, fault: Fault) {
-        // It is tried again for as long as it takes; one line tells it.
-        if self.silent_because.is_none() {
-            tracing::warn!(migration = self.terms().migration, %fault, "the destination is silent");
-        } else {
-            tracing::debug!(migration = self.terms().migration, %fault, "the destination is still silent");
-        }
-        self.client = None;
-        self.path.destination_watched(false);
-        self.silent_since.get_or_insert_with(Instant::now);
-        let forbidding = match fault.category {
-            Category::Forbidden | Category::Version => true,
-            Category::Invalid
-            | Category::Unavailable
-            | Category::Lacking
-            | Category::Conflict
-            | Category::Internal => false,
-        };
-        if forbidding && *self.driver.source() == SideView::NoSuchMigration {
-            let told = Told::new(fault.reason.clone(), fault.message.clone());
-            self.give_up(GaveUp {
-                cause: Cause::PathNotProven,
-                told,
-            });
-        }
-        self.silent_because = Some(fault);
-    }
-
     fn word(&mut self, word: Word) {
         match word {
             Word::Cancel if self.kept.view.gave_up.is_none() && !self.driver.too_late() => {
@@ -311,19 +298,48 @@ impl Drive {
 
     /// Gives up, for a reason of the driver's own. It is written down before it is acted on and told: a restarted
     /// driver must not begin what the controller has been told will never be begun.
-    fn give_up(&mut self, gave_up: GaveUp) {
+    pub(super) fn give_up(&mut self, gave_up: GaveUp) {
         if self.giving_up || self.kept.view.gave_up.is_some() {
+            return;
+        }
+        if !self.writes.is_empty() {
+            self.give_up_again = Some((Instant::now(), gave_up));
             return;
         }
         self.giving_up = true;
         tracing::warn!(migration = self.terms().migration, cause = ?gave_up.cause, "giving up: {}", gave_up.told.message);
         let mut kept = self.kept.clone();
         kept.view.gave_up = Some(gave_up.clone());
-        let shelf = self.shelf.clone();
-        self.done.spawn(async move {
-            let put = tokio::task::spawn_blocking(move || shelf.put(&kept)).await;
-            Done::GaveUp(gave_up, put.unwrap_or(Ok(())))
-        });
+        let put = self.put(kept);
+        self.writes.spawn(async move { Done::GaveUp(gave_up, put.await) });
+    }
+
+    fn put(&self, kept: Kept) -> impl Future<Output = Result<(), StateError>> + Send + use<> {
+        let (shelf, writer) = (self.shelf.clone(), self.shelf.clone());
+        async move {
+            let put = tokio::task::spawn_blocking(move || writer.put(&kept)).await;
+            put.unwrap_or_else(|error| Err(shelf.failed("write", std::io::Error::other(error))))
+        }
+    }
+
+    /// There is something to tell that a restarted driver would not know.
+    pub(super) fn unkept(&mut self) {
+        self.unkept_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Writes it down, in its own time: the guest does not wait for it.
+    fn keep(&mut self, now: Instant) {
+        let after = if self.driver.blackout() {
+            KEEP_AFTER_STANDING_STILL
+        } else {
+            KEEP_AFTER
+        };
+        let due = self.unkept_since.is_some_and(|since| now >= since + after);
+        if due && self.writes.is_empty() {
+            self.unkept_since = None;
+            let put = self.put(self.kept.clone());
+            self.writes.spawn(async move { Done::Kept(put.await) });
+        }
     }
 
     fn step(&mut self, event: DriverEvent) {
@@ -335,6 +351,7 @@ impl Drive {
         let phase = self.driver.phase();
         if self.kept.view.phases.last().is_none_or(|(last, _)| *last < phase) {
             self.kept.view.phases.push((phase, now_micros()));
+            self.unkept();
             self.show();
         }
     }
@@ -480,6 +497,11 @@ impl Drive {
                     Err(fault) => tracing::debug!(%fault, "a keepalive was not answered"),
                 }
             }
+            Done::Kept(Ok(())) => {}
+            Done::Kept(Err(error)) => {
+                tracing::warn!(%error, "what the driver tells was not written down");
+                self.unkept();
+            }
             Done::GaveUp(gave_up, put) => {
                 self.giving_up = false;
                 match put {
@@ -575,6 +597,8 @@ impl Drive {
         self.give_again();
         self.read(now);
         self.keep_alive(now);
+        self.keep(now);
+        self.tell_silence(now);
         if let Some((at, _)) = &self.give_up_again
             && now >= *at
             && let Some((_, gave_up)) = self.give_up_again.take()
@@ -607,50 +631,6 @@ impl Drive {
         if self.kept.view.gave_up.is_some() {
             self.forget_the_unreached();
         }
-    }
-
-    fn unreachable(&self, how: &str) -> Told {
-        let terms = self.terms();
-        let because = self
-            .silent_because
-            .as_ref()
-            .map_or_else(String::new, |fault| format!(" ({fault})"));
-        Told::new(
-            PEER_UNREACHABLE,
-            format!(
-                "The agent on {} {how}, as the source {} sees it at {}{because}.",
-                terms.destination, terms.source, self.kept.order.endpoint
-            ),
-        )
-    }
-
-    /// What has kept the migration from starting.
-    fn start_too_slow(&self) -> Told {
-        let seconds = START_WITHIN.as_secs();
-        if self.client.is_none() {
-            return self.unreachable(&format!("was not reached within {seconds} s"));
-        }
-        if self.record_missing {
-            return Told::new("RecordMissing", "The guest has no GuestRecord any more.");
-        }
-        if let Some(fault) = &self.not_now
-            && fault.reason != "InternalError"
-        {
-            return Told::new(fault.reason.clone(), fault.message.clone());
-        }
-        let slow = match self.driver.stand() {
-            Stand::Waiting {
-                wait: Wait::Destination,
-            } => &self.terms().destination,
-            Stand::Waiting {
-                wait: Wait::Source | Wait::Record | Wait::Decision,
-            }
-            | Stand::Ended(_) => &self.terms().source,
-        };
-        Told::new(
-            "DeadlineExceeded",
-            format!("{slow} did not come to the transfer of memory within {seconds} s."),
-        )
     }
 
     fn read(&mut self, now: Instant) {
@@ -708,16 +688,21 @@ impl Drive {
             Some(Side::Destination(report)) => Some(report.clone()),
             Some(Side::Source(_)) | None => None,
         };
+        let known = self.kept.view.destination.as_ref().and_then(|side| side.clock);
+        let clock = resumed_at_micros.and_then(|_| self.clock.offset());
+        if clock.is_some() && known.is_none() {
+            self.unkept();
+        }
         self.kept.view.destination = Some(OtherSide {
             report,
             resumed_at_micros,
-            clock: resumed_at_micros.and_then(|_| self.clock.offset()),
+            clock,
             failure: Told::of_update(&self.destination),
         });
         self.show();
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         self.told.send_if_modified(|known| {
             let shown = Some(self.kept.shown());
             let news = *known != shown;
@@ -731,6 +716,9 @@ impl Drive {
     /// Writes the end down and tells it.
     async fn end(mut self) {
         self.done.abort_all();
+        // What was begun earlier must not be written later.
+        while self.writes.join_next().await.is_some() {}
+        self.kept.view.blocked = None;
         self.kept.view.ended_at_micros = Some(now_micros());
         // It was used, or never will be.
         self.kept.order.ticket = Vec::new();

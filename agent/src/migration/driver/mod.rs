@@ -13,6 +13,7 @@ mod duty;
 mod kept;
 mod peer;
 mod record;
+mod silence;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
