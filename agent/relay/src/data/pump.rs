@@ -3,8 +3,9 @@
 //! The connection's lock is held for the cryptography only, never while a socket is read or written: a direction
 //! that is stuck does not hold up the other. Each direction ends by itself; one that breaks takes the other with it.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -20,6 +21,12 @@ const SEND: usize = 256 * 1024;
 
 /// What is received from the other host at once, in bytes.
 pub(crate) const RECEIVE: usize = 256 * 1024;
+
+/// From how many bytes on, sent at once, the sending thread gives way.
+const GIVE_WAY: usize = SEND / 4;
+
+/// How many pieces of plaintext are written at once: more than there are full records in what is received at once.
+const PIECES: usize = 32;
 
 /// A thread's stack, in bytes. Only what is used of it counts; the handshake's big numbers use most.
 pub(crate) const STACK: usize = 512 * 1024;
@@ -74,7 +81,7 @@ pub(crate) fn carry(open: Open, hypervisor: &UnixStream, counters: &Counters) ->
             .stack_size(STACK)
             .spawn_scoped(scope, || {
                 let whole = Whole(&wires);
-                wires.receive(inbox, early, ended);
+                wires.receive(inbox, &early, ended);
                 drop(whole);
             });
         let whole = Whole(&wires);
@@ -159,22 +166,22 @@ impl Wires<'_> {
                 return;
             }
             self.counters.sent.fetch_add(read as u64, Ordering::Relaxed);
+            if read >= GIVE_WAY {
+                // Where the cores are busy, a message on its way back would wait for the end of this thread's slice, some
+                // milliseconds. Where they are not, this does nothing.
+                rustix::thread::sched_yield();
+            }
         }
     }
 
-    /// From the other host to the hypervisor.
-    fn receive(&self, mut inbox: Inbox, mut plain: Vec<u8>, mut ended: bool) {
-        let (mut hypervisor, mut peer) = (self.hypervisor, self.peer);
-        plain.reserve_exact(RECEIVE);
+    /// From the other host to the hypervisor. `early` has been decrypted already.
+    fn receive(&self, mut inbox: Inbox, early: &[u8], mut ended: bool) {
+        let mut peer = self.peer;
+        let mut places = vec![];
+        if let Err(error) = self.pass_on(&mut [IoSlice::new(early)]) {
+            return self.cut(Side::Hypervisor, short(&error));
+        }
         loop {
-            if !plain.is_empty() {
-                if let Err(error) = hypervisor.write_all(&plain) {
-                    return self.cut(Side::Hypervisor, short(&error));
-                }
-                let passed = plain.len() as u64;
-                self.counters.received.fetch_add(passed, Ordering::Relaxed);
-                plain.clear();
-            }
             if ended {
                 // It may have gone, with all it wanted.
                 let _ = self.hypervisor.shutdown(Shutdown::Write);
@@ -189,7 +196,7 @@ impl Wires<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return self.cut(Side::Peer, short(&error)),
             }
-            let step = lock(&self.session).open(&mut inbox, &mut plain);
+            let step = lock(&self.session).open_in_place(&mut inbox, &mut places);
             match step {
                 Ok(Step::Open) => {}
                 Ok(Step::Ended) => ended = true,
@@ -201,7 +208,43 @@ impl Wires<'_> {
                     return self.cut(Side::Peer, short(&error));
                 }
             }
+            if let Err(error) = self.pass_on_places(&inbox, &places) {
+                return self.cut(Side::Hypervisor, short(&error));
+            }
+            places.clear();
         }
+    }
+
+    /// Writes what was decrypted to the hypervisor, from where it lies.
+    fn pass_on_places(&self, inbox: &Inbox, places: &[Range<usize>]) -> io::Result<()> {
+        for some in places.chunks(PIECES) {
+            let mut pieces = [IoSlice::new(&[]); PIECES];
+            for (piece, place) in pieces.iter_mut().zip(some) {
+                *piece = IoSlice::new(inbox.plain(place).unwrap_or_default());
+            }
+            self.pass_on(pieces.get_mut(..some.len()).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    /// Writes all of it to the hypervisor.
+    fn pass_on(&self, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut hypervisor = self.hypervisor;
+        // Leaves out what is empty at the beginning: nothing is written for that.
+        IoSlice::advance_slices(&mut pieces, 0);
+        while !pieces.is_empty() {
+            match hypervisor.write_vectored(pieces) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    let passed = &self.counters.received;
+                    passed.fetch_add(written as u64, Ordering::Relaxed);
+                    IoSlice::advance_slices(&mut pieces, written);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Tells the peer what was wrong with what it said, if that can be said at once.

@@ -1,5 +1,6 @@
 //! TLS 1.3 between two hosts that know each other by name.
 
+mod in_place;
 mod session;
 mod trust;
 

@@ -2,9 +2,13 @@
 //!
 //! It does no I/O. Both of a channel's threads use it in turn, under a lock that is held for the cryptography only.
 
+use std::ops::Range;
+
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
+
+use super::in_place;
 
 /// What TLS adds to a record of at most 16 KiB: header, kind of content, tag; and some to spare.
 const RECORD_EXTRA: usize = 64;
@@ -27,6 +31,9 @@ pub(crate) enum SessionError {
     /// The connection is in a state in which this cannot be.
     #[error("the connection is not open for it")]
     NotOpen,
+    /// The library has decrypted something that was not in the inbox. It does not.
+    #[error("plaintext lies elsewhere than in what was received")]
+    Elsewhere,
 }
 
 impl From<EncryptError> for SessionError {
@@ -81,6 +88,11 @@ impl Inbox {
             self.filled(bytes.len());
         }
         fits
+    }
+
+    /// The plaintext at a place. None where nothing was received.
+    pub(crate) fn plain(&self, place: &Range<usize>) -> Option<&[u8]> {
+        self.buffer.get(..self.end)?.get(place.clone())
     }
 
     fn waiting(&mut self) -> &mut [u8] {
@@ -195,9 +207,33 @@ impl Session {
     /// # Errors
     /// [`SessionError`]: the connection is no use any more. [`Session::pending`] may have a word for the peer.
     pub(crate) fn open(&mut self, inbox: &mut Inbox, plain: &mut Vec<u8>) -> Result<Step, SessionError> {
+        self.take(inbox, |payload| plain.extend_from_slice(payload))
+    }
+
+    /// Takes all that can be taken of what was received, and leaves the plaintext in the inbox, until more is
+    /// received there: appends its places, in order.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(crate) fn open_in_place(
+        &mut self,
+        inbox: &mut Inbox,
+        places: &mut Vec<Range<usize>>,
+    ) -> Result<Step, SessionError> {
+        let buffer = inbox.buffer.as_ptr();
+        // What the library is shown of a record stands for all of it.
+        let step = in_place::note(buffer, places, || self.take(inbox, |_| ()))?;
+        if places.iter().all(|place| inbox.plain(place).is_some()) {
+            Ok(step)
+        } else {
+            Err(SessionError::Elsewhere)
+        }
+    }
+
+    fn take(&mut self, inbox: &mut Inbox, payload: impl FnMut(&[u8])) -> Result<Step, SessionError> {
         match &mut self.connection {
-            Connection::Client(connection) => open(connection, &mut self.state, inbox, plain),
-            Connection::Server(connection) => open(connection, &mut self.state, inbox, plain),
+            Connection::Client(connection) => open(connection, &mut self.state, inbox, payload),
+            Connection::Server(connection) => open(connection, &mut self.state, inbox, payload),
         }
     }
 
@@ -235,7 +271,7 @@ fn open<C: Records>(
     connection: &mut C,
     aside: &mut Aside,
     inbox: &mut Inbox,
-    plain: &mut Vec<u8>,
+    mut payload: impl FnMut(&[u8]),
 ) -> Result<Step, SessionError> {
     let step = loop {
         let UnbufferedStatus {
@@ -253,7 +289,7 @@ fn open<C: Records>(
             ConnectionState::ReadTraffic(mut records) => {
                 while let Some(record) = records.next_record() {
                     let record = record?;
-                    plain.extend_from_slice(record.payload);
+                    payload(record.payload);
                     discard += record.discard;
                 }
                 None
