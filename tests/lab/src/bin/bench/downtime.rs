@@ -6,12 +6,12 @@ use anyhow::{Context as _, bail, ensure};
 use godwit_lab::Lab;
 use godwit_lab::guest::Guest;
 
-use crate::by_hand::{HandGuest, Recipe};
+use crate::by_hand::{HandGuest, Protection, Recipe};
 use crate::rows::{Bound, Row, median};
-use crate::setting::{self, Kind};
+use crate::setting::{self, Kind, Way};
 
 /// A guest that changes a little of its memory all the time.
-const LIGHT: Kind = Kind {
+pub const LIGHT: Kind = Kind {
     name: "downtime",
     memory: "256Mi",
     interval: Duration::from_millis(2),
@@ -19,7 +19,7 @@ const LIGHT: Kind = Kind {
 };
 
 /// Ticks around each move.
-const TICKS_AROUND: u64 = 100;
+pub const TICKS_AROUND: u64 = 100;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,13 +44,14 @@ pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
         let to = lab.hosts.get((round + 1) % 2).context("there are two hosts")?;
         for step in 0..2 {
             if (round + step) % 2 == 0 {
-                let moved = setting::move_to(lab, &guest, &format!("downtime-{round}"), to).await?;
+                let moved =
+                    setting::move_to(lab, &guest, &format!("downtime-{round}"), to, Way::Plain).await?;
                 guest.wait_for_ticks(TICKS_AROUND, PATIENCE)?;
                 if round > 0 {
                     ours.stop_to_resume.push(millis(moved.stop_to_resume()?)?);
                 }
             } else {
-                let moved = tokio::task::block_in_place(|| by_hand.move_on(lab))?;
+                let moved = tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::None))?;
                 by_hand.guest.wait_for_ticks(TICKS_AROUND, PATIENCE)?;
                 if round > 0 {
                     theirs.stop_to_resume.push(millis(moved.stop_to_resume)?);
@@ -62,11 +63,12 @@ pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     theirs.silence = silences(&by_hand.guest, rounds)?;
     setting::remove(lab, &guest).await?;
     Ok(vec![
-        added("downtime-added", &ours.silence, &theirs.silence)?,
+        added("downtime-added", &ours.silence, &theirs.silence, MOST_MILLIS)?,
         added(
             "downtime-added-stop-to-resume",
             &ours.stop_to_resume,
             &theirs.stop_to_resume,
+            MOST_MILLIS,
         )?,
         Row::of("silence", "ms", &ours.silence, None)?,
         Row::of("silence-qmp", "ms", &theirs.silence, None)?,
@@ -76,7 +78,10 @@ pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
 }
 
 /// The difference of the medians; the range is that of the rounds' differences.
-fn added(id: &'static str, ours: &[f64], theirs: &[f64]) -> anyhow::Result<Row> {
+///
+/// # Errors
+/// When there are no samples.
+pub fn added(id: &'static str, ours: &[f64], theirs: &[f64], most: f64) -> anyhow::Result<Row> {
     let differences: Vec<f64> = ours
         .iter()
         .zip(theirs)
@@ -85,7 +90,7 @@ fn added(id: &'static str, ours: &[f64], theirs: &[f64]) -> anyhow::Result<Row> 
     let (Some(ours), Some(theirs)) = (median(ours), median(theirs)) else {
         bail!("{id} has no samples");
     };
-    let must = Some(Bound::AtMost(MOST_MILLIS));
+    let must = Some(Bound::AtMost(most));
     Ok(Row::about(id, "ms", ours - theirs, &differences, must))
 }
 
@@ -106,7 +111,11 @@ fn silences(guest: &Guest, rounds: usize) -> anyhow::Result<Vec<f64>> {
         .collect())
 }
 
-fn millis(micros: i64) -> anyhow::Result<f64> {
+/// From microseconds.
+///
+/// # Errors
+/// When it is below zero.
+pub fn millis(micros: i64) -> anyhow::Result<f64> {
     let micros = u64::try_from(micros).context("a guest was resumed before it was stopped")?;
     Ok(Duration::from_micros(micros).as_secs_f64() * 1000.0)
 }

@@ -11,8 +11,10 @@ mod rest;
 mod rows;
 mod setting;
 mod throughput;
+mod transports;
 mod tunnel;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,15 @@ struct Arguments {
     /// Only this measurement; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Measurement>,
+    /// Only this build of the relay, against the first that is given so: several times, in turns.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "only")]
+    relay: Vec<PathBuf>,
+    /// With --relay: through so many channels.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "relay")]
+    channels: usize,
+    /// With --relay: so many rounds.
+    #[arg(long, value_name = "NUMBER", requires = "relay")]
+    rounds: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -47,6 +58,13 @@ enum Measurement {
     Throughput,
     /// Downtime against QMP by hand.
     Downtime,
+    /// The speeds of plain text, QEMU's encryption and the tunnel.
+    Transports,
+    /// The same for plain text and the tunnel, on a link of 5 Gbit/s.
+    #[value(name = "transports-5g")]
+    TransportsShaped,
+    /// What the tunnel adds to the downtime.
+    TunnelDowntime,
     /// The relay by itself: no lab, no guest.
     Tunnel,
 }
@@ -56,6 +74,8 @@ struct Extent {
     overhead: usize,
     throughput: usize,
     downtime: usize,
+    transports: usize,
+    tunnel_downtime: usize,
     tunnel: tunnel::Extent,
     settle: Duration,
     rest: Duration,
@@ -65,6 +85,8 @@ const FULL: Extent = Extent {
     overhead: 25,
     throughput: 11,
     downtime: 21,
+    transports: 11,
+    tunnel_downtime: 21,
     tunnel: tunnel::Extent {
         rounds: 11,
         mebibytes: 2048,
@@ -77,6 +99,8 @@ const QUICK: Extent = Extent {
     overhead: 2,
     throughput: 1,
     downtime: 2,
+    transports: 1,
+    tunnel_downtime: 2,
     tunnel: tunnel::Extent {
         rounds: 2,
         mebibytes: 256,
@@ -119,6 +143,15 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     let begun = Instant::now();
     println!("{}", machine()?);
     let mut results = Results::default();
+    if !arguments.relay.is_empty() {
+        say("builds of the relay");
+        let (programs, channels) = (arguments.relay.clone(), arguments.channels);
+        let mut extent = extent.tunnel;
+        extent.rounds = arguments.rounds.unwrap_or(extent.rounds);
+        let compare = move || tunnel::builds::compare(&programs, channels, extent);
+        results.take(tokio::task::spawn_blocking(compare).await?);
+        return report(&results, arguments, begun);
+    }
     if wanted(Measurement::Tunnel) {
         say("the relay by itself");
         let measured = tokio::task::spawn_blocking(move || tunnel::measure(extent.tunnel)).await?;
@@ -157,6 +190,27 @@ async fn measure_in_lab(
         let moves = 2 * extent.throughput + 1;
         say(&format!("throughput: 2 × {moves} migrations of 1 GiB"));
         results.take(throughput::measure(&lab, extent.throughput).await);
+    }
+    if wanted(Measurement::Transports) {
+        say(&format!(
+            "transports: 4 × {} migrations of 1 GiB",
+            extent.transports + 1
+        ));
+        results.take(transports::unshaped(&lab, extent.transports).await);
+    }
+    if wanted(Measurement::TransportsShaped) {
+        say(&format!(
+            "transports, 5 Gbit/s: 2 × {} migrations of 1 GiB",
+            extent.transports + 1
+        ));
+        results.take(transports::shaped(&lab, extent.transports).await);
+    }
+    if wanted(Measurement::TunnelDowntime) {
+        say(&format!(
+            "the tunnel's downtime: 2 × {} migrations",
+            extent.tunnel_downtime + 1
+        ));
+        results.take(transports::downtime(&lab, extent.tunnel_downtime).await);
     }
     if wanted(Measurement::Rest) {
         say("API writes at rest");

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use godwit_lab::Lab;
 
 use crate::rows::{Bound, Row};
-use crate::setting::{self, Kind};
+use crate::setting::{self, Kind, Way};
 
 /// A guest of which there is little to send.
 const LIGHT: Kind = Kind {
@@ -27,7 +27,7 @@ pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     // One round to warm up.
     for round in 0..=rounds {
         let to = lab.hosts.get((round + 1) % 2).context("there are two hosts")?;
-        let moved = setting::move_to(lab, &guest, &format!("overhead-{round}"), to).await?;
+        let moved = setting::move_to(lab, &guest, &format!("overhead-{round}"), to, Way::Plain).await?;
         guest.wait_for_ticks(TICKS_BETWEEN, Duration::from_secs(20))?;
         if round == 0 {
             continue;

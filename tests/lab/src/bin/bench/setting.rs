@@ -13,6 +13,8 @@ use kube::api::{DeleteParams, PostParams};
 use kube::runtime::watcher::{self, Event};
 use serde_json::json;
 
+use crate::by_hand::Taken;
+
 /// A migration that takes longer hangs.
 const MOVES_WITHIN: Duration = Duration::from_secs(90);
 
@@ -27,6 +29,33 @@ pub struct Kind {
     pub interval: Duration,
     /// The guest's program's other options.
     pub options: &'static str,
+}
+
+/// How a guest's memory is to travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From hypervisor to hypervisor, in plain text.
+    Plain,
+    /// From hypervisor to hypervisor, encrypted by QEMU.
+    QemuTls,
+    /// Through the agents' relays, which encrypt.
+    Tunnelled,
+}
+
+impl Way {
+    fn transport(self) -> &'static str {
+        match self {
+            Self::Plain | Self::QemuTls => "Native",
+            Self::Tunnelled => "Tunnelled",
+        }
+    }
+
+    fn security(self) -> &'static str {
+        match self {
+            Self::Plain => "None",
+            Self::QemuTls | Self::Tunnelled => "Encrypted",
+        }
+    }
 }
 
 /// Starts a guest on h1 and waits until it ticks.
@@ -84,6 +113,18 @@ pub struct Moved {
 }
 
 impl Moved {
+    /// What QEMU counted.
+    ///
+    /// # Errors
+    /// When the status does not tell.
+    pub fn taken(&self) -> anyhow::Result<Taken> {
+        Ok(Taken {
+            bytes: self.bytes()?,
+            millis: self.hypervisor_millis()?,
+            stop_to_resume: self.stop_to_resume()?,
+        })
+    }
+
     /// QEMU's own time for it, in milliseconds.
     ///
     /// # Errors
@@ -125,7 +166,7 @@ impl Moved {
 ///
 /// # Errors
 /// When it does not succeed.
-pub async fn move_to(lab: &Lab, guest: &Guest, name: &str, to: &Host) -> anyhow::Result<Moved> {
+pub async fn move_to(lab: &Lab, guest: &Guest, name: &str, to: &Host, way: Way) -> anyhow::Result<Moved> {
     let api = guest::migrations(lab);
     let migration: VirtualMachineMigration = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
@@ -135,7 +176,8 @@ pub async fn move_to(lab: &Lab, guest: &Guest, name: &str, to: &Host) -> anyhow:
             "virtualMachine": guest.name,
             "destination": {"host": to.name},
             "controlFlow": "ManagedDirect",
-            "security": {"require": "None"},
+            "transport": way.transport(),
+            "security": {"require": way.security()},
         },
     }))?;
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));

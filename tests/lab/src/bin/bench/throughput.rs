@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use godwit_lab::Lab;
 
-use crate::by_hand::{HandGuest, Recipe};
-use crate::rows::{Bound, Row};
-use crate::setting::{self, Kind};
+use crate::by_hand::{HandGuest, Protection, Recipe};
+use crate::rows::{Bound, Row, ratios};
+use crate::setting::{self, Kind, Way};
 
 /// 768 MiB that cannot be compressed, and nothing else to do: what the guest changes would be sent again, by chance
 /// more or less of it.
-const HEAVY: Kind = Kind {
+pub const HEAVY: Kind = Kind {
     name: "throughput",
     memory: "1Gi",
     interval: Duration::from_millis(100),
@@ -82,11 +82,7 @@ struct Speeds {
 
 impl Speeds {
     fn ratios(&self) -> Vec<f64> {
-        self.godwit
-            .iter()
-            .zip(&self.by_hand)
-            .map(|(godwit, by_hand)| godwit / by_hand)
-            .collect()
+        ratios(&self.godwit, &self.by_hand)
     }
 }
 
@@ -122,7 +118,7 @@ impl Race<'_> {
             .get(self.moves % 2)
             .context("there are two hosts")?;
         let name = format!("throughput-{}", self.moves);
-        let moved = setting::move_to(self.lab, self.guest, &name, to).await?;
+        let moved = setting::move_to(self.lab, self.guest, &name, to, Way::Plain).await?;
         self.guest.wait_for_ticks(2, Duration::from_secs(20))?;
         speed(moved.bytes()?, moved.hypervisor_millis()?)
     }
@@ -130,14 +126,14 @@ impl Race<'_> {
     fn by_hand(&mut self) -> anyhow::Result<f64> {
         let lab = self.lab;
         let by_hand = &mut *self.by_hand;
-        let moved = tokio::task::block_in_place(|| by_hand.move_on(lab))?;
+        let moved = tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::None))?;
         by_hand.guest.wait_for_ticks(2, Duration::from_secs(20))?;
         speed(moved.bytes, moved.millis)
     }
 }
 
 /// MiB/s, by QEMU's own count and time on both sides: what stands around it is measured as overhead.
-fn speed(bytes: u64, millis: u64) -> anyhow::Result<f64> {
+pub fn speed(bytes: u64, millis: u64) -> anyhow::Result<f64> {
     let seconds = Duration::from_millis(millis).as_secs_f64();
     let bytes = u32::try_from(bytes >> 10).context("more than 4 TiB")?;
     Ok(f64::from(bytes) * 1024.0 / MIB / seconds)
