@@ -7,6 +7,7 @@
 //!   `godwit-handover`. Whatever comes from the wire is checked there, field by field.
 //! * [`authority`], [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
 
+mod accept;
 pub mod authority;
 pub mod client;
 pub mod clock;
@@ -29,6 +30,7 @@ pub mod ticket;
 pub mod tls;
 pub mod update;
 pub mod version;
+mod welcome;
 mod witness;
 
 /// The generated messages and services.

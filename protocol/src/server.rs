@@ -1,28 +1,20 @@
-//! The agent port: takes connections, shakes hands within a deadline and a number, and serves the agent's calls.
+//! The agent port: what it bears, and the agent's calls on it.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use crate::error::Fault;
-use crate::gate::{Gate, Peer};
-use crate::hello::{self, Begun};
+use crate::accept::Port;
+use crate::gate::Gate;
 use crate::io::Connection;
-use crate::places::{Place, Places};
-use crate::refusals::{Refusals, Say};
-use crate::tls::{ALPN_CONTROL, ServerTls};
+use crate::tls::ServerTls;
 use crate::wire;
 use crate::wire::agent_server::{Agent, AgentServer};
 
@@ -35,12 +27,6 @@ const CALLS_PER_CONNECTION: usize = 64;
 const STREAMS_PER_CONNECTION: u32 = 512;
 /// The largest set of headers in bytes; what a fault needs at most fits twice.
 pub(crate) const LARGEST_HEADERS: u32 = 16 * 1024;
-/// What is read from a peer that was refused before the connection is closed, in bytes.
-const DRAINED: usize = 64 * 1024;
-
-/// How long the port rests when the system gave no connection.
-const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(20);
-
 /// Whoever passes a tunnel's connections on to the process that serves them.
 pub trait Passage: Send + Sync {
     /// Takes a connection that asks for the tunnel's protocol and for this server name, with what was read of it.
@@ -64,14 +50,14 @@ impl Passage for NoPassage {
 /// How much the server bears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long a handshake may take.
+    /// How long a newcomer may take to say what it wants and prove who it is.
     pub handshake: Duration,
-    /// Handshakes at a time; a newcomer beyond it is dropped.
-    pub handshakes: usize,
-    /// Connections at a time, handshakes included; a newcomer beyond it is dropped.
+    /// Newcomers at a time that have not. Beyond it a newcomer takes the place of one from where the most come from.
+    pub strangers: usize,
+    /// Connections of known peers at a time; a newcomer beyond it is dropped.
     pub connections: usize,
-    /// Of those, how many from one address.
-    pub connections_from_one: usize,
+    /// Of those, how many of one peer. As many are kept for the controller.
+    pub connections_of_one: usize,
     /// How often a quiet connection is pinged.
     pub ping_every: Duration,
     /// How long a ping may stay unanswered before the connection is closed.
@@ -79,14 +65,13 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Handshakes of 10 s, 64 at a time; 512 connections, 48 of them from one address, so that nobody can take all
-    /// handshakes by himself; pings every 15 s, answered within 10 s.
+    /// 10 s for 128 newcomers; 512 connections, 48 of them of one peer; pings every 15 s, answered within 10 s.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
-            handshakes: 64,
+            strangers: 128,
             connections: 512,
-            connections_from_one: 48,
+            connections_of_one: 48,
             ping_every: Duration::from_secs(15),
             ping_answer: Duration::from_secs(10),
         }
@@ -95,7 +80,7 @@ impl Default for Limits {
 
 impl Limits {
     /// How long a peer that lives can be silent at most.
-    fn longest_silence(&self) -> Duration {
+    pub(crate) fn longest_silence(&self) -> Duration {
         (self.ping_every + self.ping_answer) * 2
     }
 }
@@ -165,170 +150,13 @@ pub fn connections(
     passage: Arc<dyn Passage>,
 ) -> ReceiverStream<Result<Connection, io::Error>> {
     let (ready, taken) = mpsc::channel(16);
-    tokio::spawn(accept(listener, tls, limits, passage, ready));
+    let port = Port {
+        listener,
+        tls,
+        limits,
+        passage,
+        ready,
+    };
+    tokio::spawn(port.run());
     ReceiverStream::new(taken)
-}
-
-/// Owns the listening socket and the handshakes under way.
-async fn accept(
-    listener: TcpListener,
-    tls: ServerTls,
-    limits: Limits,
-    passage: Arc<dyn Passage>,
-    ready: mpsc::Sender<Result<Connection, io::Error>>,
-) {
-    let places = Places::new(limits.connections, limits.connections_from_one);
-    let mut refusals = Refusals::new(Instant::now());
-    let mut handshakes: JoinSet<Option<(SocketAddr, String)>> = JoinSet::new();
-    loop {
-        let (stream, address) = tokio::select! {
-            () = ready.closed() => return,
-            Some(ended) = handshakes.join_next() => {
-                if let Ok(Some((address, why))) = ended {
-                    tell(&mut refusals, address, &why);
-                }
-                continue;
-            }
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(why) => {
-                    // Out of descriptors or memory, or a peer that left already: the port itself is sound.
-                    tracing::warn!("A connection could not be taken: {why}");
-                    tokio::time::sleep(AFTER_FAILED_ACCEPT).await;
-                    continue;
-                }
-            },
-        };
-        if handshakes.len() >= limits.handshakes {
-            tell(
-                &mut refusals,
-                address,
-                &format!("{} handshakes are under way", limits.handshakes),
-            );
-            continue;
-        }
-        let place = match places.take(address.ip()) {
-            Ok(place) => place,
-            Err(why) => {
-                tell(&mut refusals, address, &why);
-                continue;
-            }
-        };
-        // The credentials of this moment: those that replace them are for the connections after it.
-        let tls = tls.clone();
-        let (ready, passage) = (ready.clone(), passage.clone());
-        handshakes.spawn(async move {
-            match timeout(limits.handshake, welcome(stream, address, &tls, &*passage)).await {
-                // Passed on: others count it from here.
-                Ok(Ok(None)) => None,
-                Ok(Ok(Some((stream, peer)))) => {
-                    let connection = connection(stream, peer, limits, place);
-                    // Fails where the server has ended meanwhile: there is no one to serve the connection.
-                    drop(ready.send(Ok(connection)).await);
-                    None
-                }
-                Ok(Err(why)) => Some((address, why.message)),
-                Err(_) => Some((address, format!("no handshake within {:?}", limits.handshake))),
-            }
-        });
-    }
-}
-
-fn tell(refusals: &mut Refusals, address: SocketAddr, why: &str) {
-    match refusals.another(Instant::now()) {
-        Say::It { untold_before: 0 } => tracing::warn!(%address, "Connection turned away: {why}"),
-        Say::It { untold_before } => {
-            tracing::warn!(%address, untold_before, "Connection turned away, and {untold_before} before it: {why}");
-        }
-        Say::Nothing => {}
-    }
-}
-
-fn connection(
-    stream: tokio_rustls::server::TlsStream<Begun>,
-    peer: Peer,
-    limits: Limits,
-    place: Place,
-) -> Connection {
-    Connection::new(stream, peer, limits.longest_silence(), place)
-}
-
-/// Sees what a newcomer wants: who asks for the tunnel alone is passed on, with everyone else hands are shaken.
-async fn welcome(
-    stream: TcpStream,
-    address: SocketAddr,
-    tls: &ServerTls,
-    passage: &dyn Passage,
-) -> Result<Option<(tokio_rustls::server::TlsStream<Begun>, Peer)>, Fault> {
-    // Ready and Go travel while the guest stands still: no message may wait for the one before it.
-    stream
-        .set_nodelay(true)
-        .map_err(|why| Fault::from_transport(&why))?;
-    let (hello, begun) = hello::read(stream).await?;
-    match hello {
-        Some(hello) if hello.wants_tunnel() => {
-            let (stream, read) = begun.into_parts();
-            passage
-                .pass(hello.sni, stream, read)
-                .await
-                .map_err(Fault::unreachable)?;
-            Ok(None)
-        }
-        Some(_) | None => shake_hands(begun, address, tls).await.map(Some),
-    }
-}
-
-async fn shake_hands(
-    stream: Begun,
-    address: SocketAddr,
-    tls: &ServerTls,
-) -> Result<(tokio_rustls::server::TlsStream<Begun>, Peer), Fault> {
-    let mut stream = match TlsAcceptor::from(tls.config())
-        .accept(stream)
-        .into_fallible()
-        .await
-    {
-        Ok(stream) => stream,
-        Err((why, stream)) => {
-            let fault = Fault::from_transport(&why);
-            drain(stream).await;
-            return Err(fault);
-        }
-    };
-    let (_, session) = stream.get_ref();
-    let known = if session.alpn_protocol() == Some(ALPN_CONTROL) {
-        session
-            .peer_certificates()
-            .and_then(|chain| chain.first())
-            .ok_or_else(|| Fault::certificate("The other side showed no certificate"))
-            .and_then(|leaf| tls.peer(leaf).map_err(|why| Fault::certificate(why.to_string())))
-    } else {
-        Err(Fault::unreachable(
-            "The other side asked for no application protocol; this port serves h2",
-        ))
-    };
-    match known {
-        Ok(identity) => Ok((stream, Peer::new(identity, address))),
-        Err(fault) => {
-            // The connection is given up; whether the farewell arrives does not matter.
-            drop(stream.shutdown().await);
-            Err(fault)
-        }
-    }
-}
-
-/// Lets the refused peer read why: closing with unread bytes would reset the connection, and the alert that was
-/// sent would be lost with it. Bounded in bytes here and in time by the handshake's deadline.
-async fn drain(mut stream: Begun) {
-    if stream.shutdown().await.is_err() {
-        return;
-    }
-    let mut buffer = [0; 4096];
-    let mut left = DRAINED;
-    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        left = left.saturating_sub(count);
-        if left == 0 {
-            return;
-        }
-    }
 }

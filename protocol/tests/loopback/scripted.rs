@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use godwit_protocol::gate::Peer;
-use godwit_protocol::server::{self, Limits, NoPassage};
+use godwit_protocol::server::{self, Limits, NoPassage, Passage};
 use godwit_protocol::{
     Category, Fault, GuestAnswer, GuestState, Order, OrderAnswer, PeerIdentity, ServerTls, StartGuest,
     Update, wire,
@@ -165,20 +165,17 @@ pub struct Served {
 
 impl Served {
     pub async fn with(agent: Agent, tls: ServerTls, limits: Limits) -> Self {
+        Self::passing(agent, tls, limits, Arc::new(NoPassage)).await
+    }
+
+    pub async fn passing(agent: Agent, tls: ServerTls, limits: Limits, passage: Arc<dyn Passage>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let agent = Arc::new(agent);
         let (stop, stopped) = oneshot::channel();
-        let serving = server::serve(
-            listener,
-            tls,
-            limits,
-            Arc::clone(&agent),
-            Arc::new(NoPassage),
-            async {
-                drop(stopped.await);
-            },
-        );
+        let serving = server::serve(listener, tls, limits, Arc::clone(&agent), passage, async {
+            drop(stopped.await);
+        });
         let task = tokio::spawn(async { serving.await.unwrap() });
         Self {
             address,
