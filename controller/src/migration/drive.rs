@@ -15,7 +15,7 @@ use godwit_crds::migration::ControlFlow;
 use godwit_crds::{Decision, GuestRecord, VirtualMachineMigration};
 use godwit_handover::{
     self as handover, Cause, Driver, DriverEffect, DriverEvent, OrderKey as Key, OrdersGiven, Outcome,
-    SideView, SourceReport, Stand, Terms, Wait,
+    SideView, SourceReport, Stand, Terms,
 };
 use godwit_protocol::clock::ClockEstimate;
 use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update};
@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::book::{Book, Failed};
+use super::doubts::needs_a_person;
 use super::downtime::{Instants, downtime};
 use super::drivers::{Control, Seat};
 use super::failure::{self, Clues};
@@ -37,13 +38,9 @@ use crate::reason::MigrationReason as Reason;
 use crate::record::{self, RecordError};
 
 /// From the start of the driver to the first byte of guest memory.
-const START_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a doubt lasts before it is told: reports cross each other.
-const DOUBT_AFTER: Duration = Duration::from_secs(2);
-/// How long a side is silent before that is told.
-const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// What is to be driven.
 pub struct Assignment {
@@ -99,6 +96,8 @@ pub(super) struct Drive {
     pub(super) record: Option<GuestRecord>,
     pub(super) record_missing: bool,
     pub(super) definition: Option<Vec<u8>>,
+    /// The source was told to begin, and has not said that it will not: that it knows nothing is no evidence then.
+    pub(super) told_to_begin: bool,
     pub(super) source: SideState,
     pub(super) destination: SideState,
     pub(super) sealed: bool,
@@ -165,6 +164,7 @@ pub async fn drive(
         record: None,
         record_missing: false,
         definition: None,
+        told_to_begin: false,
         source: SideState::default(),
         destination: SideState::default(),
         sealed: false,
@@ -213,7 +213,9 @@ pub async fn drive(
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = loop {
-        if let Stand::Ended(outcome) = drive.driver.stand() {
+        if let Stand::Ended(outcome) = drive.driver.stand()
+            && !drive.may_begin()
+        {
             break Some(outcome);
         }
         if cluster.shutdown.is_cancelled() && !drive.needed() {
@@ -324,6 +326,13 @@ impl Drive {
             self.book
                 .progress(figures, update.hypervisor_total_millis, self.budget);
         }
+        let known = &self.side(role).last;
+        // A restarted agent does not know any more when it stopped the guest, or let it run.
+        let update = Update {
+            stopped_at_micros: update.stopped_at_micros.or(known.stopped_at_micros),
+            resumed_at_micros: update.resumed_at_micros.or(known.resumed_at_micros),
+            ..update
+        };
         self.side(role).last = update;
         self.enter_phases();
         self.look_at_times();
@@ -415,6 +424,7 @@ impl Drive {
             DriverEffect::ArmRecord => self.arm(),
             DriverEffect::AdvanceRecord => self.write(Key::Advance, record::advance),
             DriverEffect::DecideRecord(decision) => match decision {
+                handover::Decision::Aborted if self.may_begin() => self.call_off(),
                 handover::Decision::Aborted => {
                     self.write(Key::Decide, |spec, terms| {
                         record::decide(spec, terms, Decision::Aborted)
@@ -465,6 +475,23 @@ impl Drive {
         }
     }
 
+    /// Whether the source may yet begin, or has begun and not said so.
+    pub(super) fn may_begin(&self) -> bool {
+        self.told_to_begin && *self.driver.source() == SideView::NoSuchMigration
+    }
+
+    /// Has a source that may have begun give up, or say that it never began.
+    fn call_off(&mut self) {
+        if !self.given.in_flight(Key::Begin) {
+            let cause = if self.cancel {
+                Cause::Cancelled
+            } else {
+                Cause::PathNotProven
+            };
+            self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
+        }
+    }
+
     fn begin(&mut self) {
         // A source that was begun by an earlier driver may have been told another limit.
         if self.source.last.side.is_none() {
@@ -478,6 +505,7 @@ impl Drive {
                 stream: self.stream,
             },
         );
+        self.told_to_begin |= self.given.in_flight(Key::Begin);
     }
 
     /// Tells a streaming source the limit that it may not know: the user has changed it, or this driver has taken
@@ -592,6 +620,11 @@ impl Drive {
         if self.watching.is_some() {
             self.refused_watching(key, fault);
         }
+        // It has answered, and has not begun; nor does it any more.
+        let unknown = key == Key::AbortSource && fault.reason == "MigrationUnknown";
+        if key == Key::Begin || (unknown && !self.given.in_flight(Key::Begin)) {
+            self.told_to_begin = false;
+        }
         if key.before_memory() && still_wanted {
             let cause = match role {
                 Role::Source => Cause::HypervisorRefused,
@@ -632,6 +665,9 @@ impl Drive {
             self.look_watching();
         }
         self.retune();
+        if self.may_begin() && matches!(self.driver.stand(), Stand::Ended(_)) {
+            self.call_off();
+        }
         if self.start_by.is_some_and(|by| Instant::now() >= by) {
             self.start_by = None;
             let failed = self.start_too_slow();
@@ -639,127 +675,6 @@ impl Drive {
         }
         self.look_at_doubts();
         self.publish(false);
-    }
-
-    /// What has kept the migration from starting.
-    fn start_too_slow(&self) -> Failed {
-        let seconds = START_WITHIN.as_secs();
-        for (role, side) in [
-            (Role::Source, &self.source),
-            (Role::Destination, &self.destination),
-        ] {
-            // Peer to peer only the source has to be reached from here.
-            if side.connection.is_none() && (role == Role::Source || self.watching.is_none()) {
-                let words = side
-                    .silent_because
-                    .as_ref()
-                    .map_or_else(String::new, |fault| format!(": {fault}"));
-                let host = role.host(&self.terms);
-                return failure::tell(
-                    Reason::AgentUnreachable,
-                    &format!("The agent on {host} was not reached within {seconds} s{words}."),
-                );
-            }
-        }
-        if self.record_missing {
-            return failure::tell(Reason::RecordMissing, "The guest has no GuestRecord any more.");
-        }
-        // The host answers, and says why it does not do it now.
-        let told = self.not_now.as_ref().map(failure::refused);
-        if let Some(told) =
-            told.filter(|told| ![Reason::AgentUnreachable, Reason::InternalError].contains(&told.reason))
-        {
-            return told;
-        }
-        let unanswered = self.driver.next().first().map(Key::of);
-        let host = match self.driver.stand() {
-            Stand::Waiting {
-                wait: Wait::Destination,
-            } => &self.terms.destination,
-            Stand::Waiting {
-                wait: Wait::Source | Wait::Record | Wait::Decision,
-            }
-            | Stand::Ended(_) => &self.terms.source,
-        };
-        match unanswered {
-            Some(key) if self.given.unanswered(key) => failure::tell(
-                Reason::AgentUnreachable,
-                &format!("{key:?} was not answered within {seconds} s."),
-            ),
-            Some(_) | None => failure::tell(
-                Reason::DeadlineExceeded,
-                &format!("{host} did not come to the transfer of memory within {seconds} s."),
-            ),
-        }
-    }
-
-    fn look_at_doubts(&mut self) {
-        let now = Instant::now();
-        let timestamp = Timestamp::now();
-        let stand = self.driver.stand();
-        let in_doubt = matches!(stand, Stand::Waiting { wait: Wait::Decision });
-        self.doubt_since = if in_doubt {
-            self.doubt_since.or(Some(now))
-        } else {
-            None
-        };
-        let since =
-            |at: Option<Instant>, limit: Duration| at.is_some_and(|at| now.duration_since(at) >= limit);
-        let waits_for = match stand {
-            Stand::Waiting { wait: Wait::Source } => Some((Role::Source, &self.source)),
-            Stand::Waiting {
-                wait: Wait::Destination,
-            } => Some((Role::Destination, &self.destination)),
-            Stand::Waiting {
-                wait: Wait::Record | Wait::Decision,
-            }
-            | Stand::Ended(_) => None,
-        };
-        let silent = [
-            waits_for,
-            in_doubt.then_some((Role::Source, &self.source)),
-            in_doubt.then_some((Role::Destination, &self.destination)),
-        ]
-        .into_iter()
-        .flatten()
-        .filter(|(role, _)| *role == Role::Source || self.watching.is_none())
-        .find(|(_, side)| since(side.silent_since, SILENT_AFTER));
-        let told = if self.record_missing {
-            Some(failure::tell(
-                Reason::RecordMissing,
-                "The guest's GuestRecord is not there; nothing is decided without it.",
-            ))
-        } else if let Some(blocked) = &self.blocked {
-            Some(blocked.clone())
-        } else if let Some((role, side)) = silent {
-            let host = role.host(&self.terms);
-            let words = side
-                .silent_because
-                .as_ref()
-                .map_or_else(String::new, |fault| format!(" ({fault})"));
-            let words =
-                format!("The agent on {host} is silent{words}; what it knows decides. Bring it back.");
-            Some(Failed {
-                reason: Reason::AgentUnreachable,
-                message: words,
-            })
-        } else if since(self.doubt_since, DOUBT_AFTER) {
-            Some(failure::tell(
-                Reason::DecisionNeeded,
-                "Which side may run the guest cannot be proved, so neither is started and nothing is destroyed.",
-            ))
-        } else {
-            None
-        };
-        match told {
-            Some(failed) => self
-                .book
-                .needs_decision(failed.reason, &failed.message, timestamp),
-            None => self.book.decided(timestamp),
-        }
-        if self.cancel && self.driver.too_late() {
-            self.book.cancel_too_late(timestamp);
-        }
     }
 
     /// Enters the downtime as soon as both instants and both clocks are known.
@@ -837,16 +752,4 @@ impl Drive {
         }
         self.publish(true);
     }
-}
-
-/// A fault that only a person can mend, if it is one.
-fn needs_a_person(fault: &Fault) -> Option<Failed> {
-    let reason = Reason::from_word(&fault.reason)?;
-    [
-        Reason::JournalNewer,
-        Reason::JournalDamaged,
-        Reason::RecordMissing,
-    ]
-    .contains(&reason)
-    .then(|| failure::refused(fault))
 }

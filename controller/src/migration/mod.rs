@@ -1,6 +1,7 @@
 //! Migrations: whether one may begin, who drives it, and what its status says.
 
 pub mod book;
+mod doubts;
 pub mod downtime;
 pub mod drive;
 pub mod drivers;
