@@ -218,6 +218,21 @@ impl Network {
         ))
     }
 
+    /// Has what a host's agent says to the API server vanish, or sends it again. The controller and the other agents
+    /// still hear it.
+    ///
+    /// # Errors
+    /// When hosts have no network of their own, or `ip` refuses.
+    pub fn part_from_api(&self, host: usize, parted: bool) -> anyhow::Result<()> {
+        let name = self.own_namespace(host)?;
+        let deed = if parted { "add" } else { "del" };
+        // What it answers to the controller, which is at the same address, comes from the port that it listens on.
+        let (address, above) = (self.machine(), crate::hosts::AGENT_PORT + 1);
+        ip(&format!(
+            "-n {name} rule {deed} to {address} ipproto tcp sport {above}-65534 blackhole"
+        ))
+    }
+
     fn own_namespace(&self, host: usize) -> anyhow::Result<String> {
         if !self.separate {
             bail!("hosts have no network of their own: this needs root");

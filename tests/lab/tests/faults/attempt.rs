@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use godwit_crds::condition::{Condition, ConditionStatus};
-use godwit_crds::migration::{MigrationPhase, VirtualMachineMigrationStatus};
+use godwit_crds::migration::{ControlFlow, MigrationPhase, VirtualMachineMigrationStatus};
 use godwit_crds::virtual_machine::GuestState;
 use godwit_crds::{GuestRecord, VirtualMachineMigration};
 use godwit_lab::Lab;
@@ -14,6 +14,9 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use crate::guest::{Guest, PATIENCE, until, until_within};
+
+/// How long it may take until a connection that hangs counts as broken, and that is told.
+const NOTICED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A migration.
 pub struct Attempt {
@@ -41,8 +44,13 @@ pub struct Ended {
 }
 
 impl Attempt {
-    /// Orders the move of a guest to a host.
+    /// Orders the move of a guest to a host, driven by the controller.
     pub async fn order(lab: &Lab, guest: &str, to: &str) -> anyhow::Result<Self> {
+        Self::order_driven(lab, ControlFlow::ManagedDirect, guest, to).await
+    }
+
+    /// Orders the move of a guest to a host.
+    pub async fn order_driven(lab: &Lab, flow: ControlFlow, guest: &str, to: &str) -> anyhow::Result<Self> {
         let object = serde_json::from_value(json!({
             "apiVersion": "godwit.dev/v1alpha1",
             "kind": "VirtualMachineMigration",
@@ -50,7 +58,7 @@ impl Attempt {
             "spec": {
                 "virtualMachine": guest,
                 "destination": {"host": to},
-                "controlFlow": "ManagedDirect",
+                "controlFlow": flow,
                 "security": {"require": "None"},
             },
         }))?;
@@ -95,6 +103,25 @@ impl Attempt {
         .await
     }
 
+    /// How often the hypervisor has gone round the guest's memory, as far as that is told.
+    pub async fn passes(&self, lab: &Lab) -> anyhow::Result<i64> {
+        let progress = self.status(lab).await?.progress;
+        Ok(progress.map_or(0, |progress| progress.iteration))
+    }
+
+    /// Waits until the status says that godwit cannot go on, and why; tells the words.
+    pub async fn needs_decision(&self, lab: &Lab, reason: &str) -> anyhow::Result<String> {
+        let mut last = None;
+        let found = until_within(NOTICED_WITHIN, "the status tells what is missing", async || {
+            let status = self.status(lab).await?;
+            let told = condition(&status, "NeedsDecision").cloned();
+            last = told.clone();
+            let told = told.filter(|told| told.status == ConditionStatus::True && told.reason == reason);
+            Ok(told.map(|told| told.message))
+        });
+        found.await.with_context(|| format!("{last:?}"))
+    }
+
     /// The migration's journal on a host.
     pub fn journal(&self, lab: &mut Lab, host: usize) -> anyhow::Result<PathBuf> {
         let directory = lab.host(host)?.directory.join("state/journals");
@@ -137,6 +164,27 @@ impl Attempt {
         let ended = outcome.with_context(|| format!("{}: {last:?}", self.name))?;
         ensure!(!ended.reason.is_empty() && !ended.message.is_empty(), "{ended:?}");
         Ok(ended)
+    }
+
+    /// Waits until it has succeeded, and checks that its status tells the whole of it, whoever was away meanwhile.
+    pub async fn is_complete(&self, lab: &Lab) -> anyhow::Result<()> {
+        let ended = self.ended(lab).await?;
+        ensure!(ended.end == End::Moved, "{ended:?}");
+        let status = self.status(lab).await?;
+        let phases: Vec<_> = status.timeline.iter().map(|times| times.phase).collect();
+        let all = [
+            MigrationPhase::Begin,
+            MigrationPhase::Prepare,
+            MigrationPhase::Perform,
+            MigrationPhase::Finish,
+            MigrationPhase::Confirm,
+        ];
+        ensure!(phases == all, "{phases:?}");
+        let whole = status.timeline.iter().all(|times| times.ended_at.is_some());
+        ensure!(whole, "{:?}", status.timeline);
+        ensure!(status.downtime.is_some(), "no downtime: {status:?}");
+        ensure!(status.failure.is_none(), "{status:?}");
+        Ok(())
     }
 
     /// Waits for its end, checks that it is one of `allowed` and that all is as that end says, and removes the guest.

@@ -1,6 +1,7 @@
 //! Hypervisors and agents killed at either end, in each phase: the guest ends where the table says.
 
 use anyhow::{Context as _, ensure};
+use godwit_crds::migration::ControlFlow;
 use godwit_crds::virtual_machine::GuestState;
 use godwit_lab::processes::{self, Seen};
 use godwit_lab::{Lab, hosts};
@@ -9,38 +10,59 @@ use rustix::process::Signal;
 use crate::attempt::{Attempt, End, Ended, journaled, when_journaled};
 use crate::guest::{Guest, until};
 
+const MANAGED: ControlFlow = ControlFlow::ManagedDirect;
+
 /// Slow enough that a busy guest's memory travels for seconds, in Mbit/s.
 pub const SLOW: u32 = 160;
 
+/// So slow that even an idle guest's memory travels for seconds, in Mbit/s.
+const CRAWLING: u32 = 1;
+
 /// Who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
+pub enum Victim {
     SourceHypervisor,
     DestinationHypervisor,
     SourceAgent,
     DestinationAgent,
+    Controller,
 }
 
 impl Victim {
-    fn host(self) -> usize {
+    pub fn find(self, lab: &mut Lab, guest: &Guest) -> anyhow::Result<Seen> {
         match self {
-            Self::SourceHypervisor | Self::SourceAgent => 1,
-            Self::DestinationHypervisor | Self::DestinationAgent => 2,
+            Self::SourceHypervisor => guest.process(lab, 1),
+            Self::DestinationHypervisor => guest.process(lab, 2),
+            Self::SourceAgent => agent(lab, 1),
+            Self::DestinationAgent => agent(lab, 2),
+            Self::Controller => controller(lab),
         }
     }
 
-    fn find(self, lab: &mut Lab, guest: &Guest) -> anyhow::Result<Seen> {
-        match self {
-            Self::SourceHypervisor | Self::DestinationHypervisor => guest.process(lab, self.host()),
-            Self::SourceAgent | Self::DestinationAgent => agent(lab, self.host()),
+    /// Kills it, and waits until it is gone.
+    pub fn kill(self, lab: &mut Lab, guest: &Guest) -> anyhow::Result<()> {
+        let seen = self.find(lab, guest)?;
+        if self == Self::Controller {
+            // Killed by its process only, it would be started again.
+            lab.kill_controller();
+            return Ok(());
         }
+        ensure!(processes::signal(&seen, Signal::KILL), "{seen:?} had gone");
+        let left = processes::kill(std::slice::from_ref(&seen));
+        ensure!(left.is_empty(), "still there: {left:?}");
+        Ok(())
     }
 
     /// Starts what was killed again, where that is anybody's to do.
-    fn heal(self, lab: &mut Lab) -> anyhow::Result<()> {
+    pub fn heal(self, lab: &mut Lab) -> anyhow::Result<()> {
         match self {
             Self::SourceHypervisor | Self::DestinationHypervisor => Ok(()),
-            Self::SourceAgent | Self::DestinationAgent => lab.restart_agent(self.host()),
+            Self::SourceAgent => lab.restart_agent(1),
+            Self::DestinationAgent => lab.restart_agent(2),
+            Self::Controller => {
+                lab.kill_controller();
+                lab.start_controller()
+            }
         }
     }
 }
@@ -56,22 +78,19 @@ pub fn controller(lab: &mut Lab) -> anyhow::Result<Seen> {
     processes::look(pid).context("the controller had ended")
 }
 
-/// Kills it, and waits until it is gone.
-fn kill(seen: &Seen) -> anyhow::Result<()> {
-    ensure!(processes::signal(seen, Signal::KILL), "{seen:?} had gone");
-    let left = processes::kill(std::slice::from_ref(seen));
-    ensure!(left.is_empty(), "still there: {left:?}");
-    Ok(())
-}
-
 /// While memory travels.
-async fn in_pre_copy(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+pub async fn in_pre_copy(
+    lab: &mut Lab,
+    flow: ControlFlow,
+    victim: Victim,
+    allowed: &[End],
+) -> anyhow::Result<Ended> {
     let guest = Guest::start_busy(lab).await?;
     lab.network.shape(1, Some(SLOW))?;
     let outcome = async {
-        let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+        let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
-        kill(&victim.find(lab, &guest)?)?;
+        victim.kill(lab, &guest)?;
         let journal = attempt.journal(lab, 1)?;
         ensure!(!journaled(&journal, "Sealed"), "the guest was stopped already");
         victim.heal(lab)?;
@@ -81,59 +100,144 @@ async fn in_pre_copy(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::
     if let (Ok(attempt), true) = (&outcome, allowed.contains(&End::Moved)) {
         lab.wait_until_ready().await?;
         attempt.is_heard_again(lab).await?;
+        if flow == ControlFlow::PeerToPeer {
+            driver_hears(lab).await?;
+        }
     }
     lab.network.shape(1, None)?;
     outcome?.settles(lab, guest, allowed).await
 }
 
+/// Waits until the driver in the source's agent is connected to the destination's.
+async fn driver_hears(lab: &mut Lab) -> anyhow::Result<()> {
+    let source = lab.network.host(1);
+    let host = lab.host(2)?;
+    until("the driver hears the destination", async || {
+        Ok(host.hears(source)?.then_some(()))
+    })
+    .await
+}
+
 /// How the source comes to its switchover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seal {
+pub enum Seal {
     /// The guest is stopped while the stream is active: it is busy, so there is always something left.
     Sealed,
     /// The hypervisor finds nothing left to wait for: the guest is idle.
     Unsealed,
 }
 
-/// The guest is stopped and loaded, and the word of that does not get through: the controller, which passes it on,
-/// stands still.
-async fn before_go(lab: &mut Lab, seal: Seal, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
-    let (guest, entry) = match seal {
-        Seal::Sealed => {
-            let guest = Guest::start_busy(lab).await?;
-            lab.network.shape(1, Some(SLOW))?;
-            (guest, "Sealed")
+/// A guest that is stopped at the source and loaded at the destination, and the source does not know the latter: who
+/// would tell it stands still. In managed direct that is the controller, which passes it on, and peer to peer the
+/// destination's agent.
+pub struct Held {
+    pub guest: Guest,
+    pub attempt: Attempt,
+    pub holder: Seen,
+}
+
+impl Held {
+    pub async fn before_go(lab: &mut Lab, flow: ControlFlow, seal: Seal) -> anyhow::Result<Self> {
+        let guest = match seal {
+            Seal::Sealed => Guest::start_busy(lab).await?,
+            Seal::Unsealed => Guest::start(lab).await?,
+        };
+        let (holder, slow) = match (flow, seal) {
+            (ControlFlow::ManagedDirect, Seal::Sealed) => (controller(lab)?, Some(SLOW)),
+            (ControlFlow::ManagedDirect, Seal::Unsealed) => (controller(lab)?, None),
+            (ControlFlow::PeerToPeer, Seal::Sealed) => (agent(lab, 2)?, Some(SLOW)),
+            (ControlFlow::PeerToPeer, Seal::Unsealed) => (agent(lab, 2)?, Some(CRAWLING)),
+        };
+        if slow.is_some() {
+            lab.network.shape(1, slow)?;
         }
-        Seal::Unsealed => (Guest::start(lab).await?, "Intent"),
-    };
-    let controller = controller(lab)?;
-    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
-    let stop = controller.clone();
-    when_journaled(attempt.journal(lab, 1)?, entry, move || {
-        processes::signal(&stop, Signal::STOP)
-    })
-    .await?;
-    lab.network.shape(1, None)?;
-    let outcome = async {
+        let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
+        if flow == ControlFlow::PeerToPeer && seal == Seal::Unsealed {
+            // The agent itself takes the connection in, and is not needed for what comes over it.
+            takes_in(lab, &guest).await?;
+            processes::signal(&holder, Signal::STOP);
+        } else {
+            let entry = match seal {
+                Seal::Sealed => "Sealed",
+                Seal::Unsealed => "Intent",
+            };
+            let stop = holder.clone();
+            when_journaled(attempt.journal(lab, 1)?, entry, move || {
+                processes::signal(&stop, Signal::STOP)
+            })
+            .await?;
+        }
+        if slow.is_some() {
+            lab.network.shape(1, None)?;
+        }
+        let held = Self {
+            guest,
+            attempt,
+            holder,
+        };
+        let ready = held.is_before_go(lab, seal).await;
+        if ready.is_err() {
+            held.release();
+        }
+        ready.map(|()| held)
+    }
+
+    async fn is_before_go(&self, lab: &mut Lab, seal: Seal) -> anyhow::Result<()> {
         loaded(lab).await?;
-        let journal = attempt.journal(lab, 1)?;
+        let journal = self.attempt.journal(lab, 1)?;
         ensure!(!journaled(&journal, "GoSent"), "Go was said already");
         ensure!(
             journaled(&journal, "Sealed") == (seal == Seal::Sealed),
             "the source is not {seal:?}"
         );
-        kill(&victim.find(lab, &guest)?)?;
+        Ok(())
+    }
+
+    /// Lets whoever stands still go on.
+    pub fn release(&self) {
+        processes::signal(&self.holder, Signal::CONT);
+    }
+}
+
+/// The guest is stopped and loaded, and the word of that does not get through.
+pub async fn before_go(
+    lab: &mut Lab,
+    flow: ControlFlow,
+    seal: Seal,
+    victim: Victim,
+    allowed: &[End],
+) -> anyhow::Result<Ended> {
+    let held = Held::before_go(lab, flow, seal).await?;
+    let outcome = async {
+        victim.kill(lab, &held.guest)?;
         if victim == Victim::DestinationHypervisor {
+            if flow == ControlFlow::PeerToPeer {
+                held.release();
+            }
             // Until its agent knows, a Go that arrives would be given to a dead process.
-            let journal = attempt.journal(lab, 2)?;
+            let journal = held.attempt.journal(lab, 2)?;
             when_journaled(journal, "RevertIntent", || {}).await?;
         }
-        victim.heal(lab)
+        if victim != Victim::Controller {
+            victim.heal(lab)?;
+        }
+        anyhow::Ok(())
     }
     .await;
-    processes::signal(&controller, Signal::CONT);
+    held.release();
     outcome?;
+    let Held { guest, attempt, .. } = held;
+    if victim == Victim::Controller {
+        comes_back_afterwards(lab, &attempt).await?;
+        attempt.is_complete(lab).await?;
+    }
     attempt.settles(lab, guest, allowed).await
+}
+
+/// The agents come to the end by themselves, and only then the controller comes back.
+pub async fn comes_back_afterwards(lab: &mut Lab, attempt: &Attempt) -> anyhow::Result<()> {
+    when_journaled(attempt.journal(lab, 1)?, "Released", || {}).await?;
+    Victim::Controller.heal(lab)
 }
 
 /// Go was said and has not arrived: the destination's agent, which is to obey it, stands still.
@@ -156,7 +260,7 @@ async fn after_go(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Res
             !journaled(&attempt.journal(lab, 2)?, "ContIssued"),
             "the guest was let run already"
         );
-        kill(&victim.find(lab, &guest)?)
+        victim.kill(lab, &guest)
     }
     .await;
     processes::signal(&controller, Signal::CONT);
@@ -173,9 +277,14 @@ async fn after_go(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Res
 }
 
 /// At once when the guest is let run at the destination.
-async fn after_cont(lab: &mut Lab, victim: Victim, allowed: &[End]) -> anyhow::Result<Ended> {
+pub async fn after_cont(
+    lab: &mut Lab,
+    flow: ControlFlow,
+    victim: Victim,
+    allowed: &[End],
+) -> anyhow::Result<Ended> {
     let guest = Guest::start(lab).await?;
-    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
     let process = until("there is somebody to kill", async || {
         Ok(victim.find(lab, &guest).ok())
     })
@@ -247,26 +356,46 @@ async fn restarted(lab: &mut Lab, who: Restarted, after: u64) -> anyhow::Result<
 pub async fn loaded(lab: &mut Lab) -> anyhow::Result<()> {
     let host = lab.host(2)?;
     until("the guest is loaded", async || {
-        Ok((streams(host)? == 0).then_some(()))
+        Ok(streams(host)?.is_empty().then_some(()))
     })
     .await
 }
 
-/// How many connections there are to a host's migration ports.
-fn streams(host: &hosts::Host) -> anyhow::Result<usize> {
+/// Waits until the destination's hypervisor has got the connection over which memory comes.
+async fn takes_in(lab: &mut Lab, guest: &Guest) -> anyhow::Result<()> {
+    until("the destination's hypervisor has the stream", async || {
+        let Ok(hypervisor) = guest.process(lab, 2) else {
+            return Ok(None);
+        };
+        let sockets = streams(lab.host(2)?)?;
+        // It may end while it is looked at.
+        let Ok(open) = std::fs::read_dir(format!("/proc/{}/fd", hypervisor.pid)) else {
+            return Ok(None);
+        };
+        let has = open
+            .flatten()
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()));
+        Ok(has.then_some(()))
+    })
+    .await
+}
+
+/// The connections to a host's migration ports, as its processes have them open.
+fn streams(host: &hosts::Host) -> anyhow::Result<Vec<String>> {
     let output = host
         .command(std::path::Path::new("cat"))
         .arg("/proc/net/tcp")
         .output()?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     let (first, last) = hosts::MIGRATION_PORTS;
-    let ports = table.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
-        let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-        (state == "01").then_some(port)
+    let open = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let port = u16::from_str_radix(fields.get(1)?.rsplit_once(':')?.1, 16).ok()?;
+        let established = *fields.get(3)? == "01" && (first..=last).contains(&port);
+        established.then_some(format!("socket:[{}]", fields.get(9)?))
     });
-    Ok(ports.filter(|port| (first..=last).contains(port)).count())
+    Ok(open.collect())
 }
 
 /// Over the whole of a migration, which takes a good half second: not every moment has a name.
@@ -294,62 +423,104 @@ pub async fn controller_restarted_at_any_moment(lab: &mut Lab) -> anyhow::Result
 }
 
 pub async fn source_hypervisor_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
-    in_pre_copy(lab, Victim::SourceHypervisor, &[End::Lost]).await?;
+    in_pre_copy(lab, MANAGED, Victim::SourceHypervisor, &[End::Lost]).await?;
     Ok(())
 }
 
 pub async fn destination_hypervisor_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
-    in_pre_copy(lab, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    in_pre_copy(lab, MANAGED, Victim::DestinationHypervisor, &[End::Stays]).await?;
     Ok(())
 }
 
 pub async fn source_agent_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
-    in_pre_copy(lab, Victim::SourceAgent, &[End::Moved]).await?;
+    in_pre_copy(lab, MANAGED, Victim::SourceAgent, &[End::Moved]).await?;
     Ok(())
 }
 
 pub async fn destination_agent_killed_in_pre_copy(lab: &mut Lab) -> anyhow::Result<()> {
-    in_pre_copy(lab, Victim::DestinationAgent, &[End::Moved]).await?;
+    in_pre_copy(lab, MANAGED, Victim::DestinationAgent, &[End::Moved]).await?;
     Ok(())
 }
 
 pub async fn source_hypervisor_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Sealed, Victim::SourceHypervisor, &[End::Moved]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Sealed,
+        Victim::SourceHypervisor,
+        &[End::Moved],
+    )
+    .await?;
     Ok(())
 }
 
 pub async fn source_hypervisor_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Unsealed, Victim::SourceHypervisor, &[End::Moved]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Unsealed,
+        Victim::SourceHypervisor,
+        &[End::Moved],
+    )
+    .await?;
     Ok(())
 }
 
 pub async fn destination_hypervisor_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Sealed, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Sealed,
+        Victim::DestinationHypervisor,
+        &[End::Stays],
+    )
+    .await?;
     Ok(())
 }
 
 pub async fn destination_hypervisor_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Unsealed, Victim::DestinationHypervisor, &[End::Stays]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Unsealed,
+        Victim::DestinationHypervisor,
+        &[End::Stays],
+    )
+    .await?;
     Ok(())
 }
 
 pub async fn source_agent_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Sealed, Victim::SourceAgent, &[End::Moved]).await?;
+    before_go(lab, MANAGED, Seal::Sealed, Victim::SourceAgent, &[End::Moved]).await?;
     Ok(())
 }
 
 pub async fn source_agent_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Unsealed, Victim::SourceAgent, &[End::Moved]).await?;
+    before_go(lab, MANAGED, Seal::Unsealed, Victim::SourceAgent, &[End::Moved]).await?;
     Ok(())
 }
 
 pub async fn destination_agent_killed_before_go_sealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Sealed, Victim::DestinationAgent, &[End::Moved]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Sealed,
+        Victim::DestinationAgent,
+        &[End::Moved],
+    )
+    .await?;
     Ok(())
 }
 
 pub async fn destination_agent_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
-    before_go(lab, Seal::Unsealed, Victim::DestinationAgent, &[End::Moved]).await?;
+    before_go(
+        lab,
+        MANAGED,
+        Seal::Unsealed,
+        Victim::DestinationAgent,
+        &[End::Moved],
+    )
+    .await?;
     Ok(())
 }
 
@@ -376,15 +547,15 @@ pub async fn destination_agent_killed_after_go(lab: &mut Lab) -> anyhow::Result<
 }
 
 pub async fn source_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
-    after_cont(lab, Victim::SourceHypervisor, &[End::Moved]).await?;
+    after_cont(lab, MANAGED, Victim::SourceHypervisor, &[End::Moved]).await?;
     Ok(())
 }
 
 /// What runs at the destination is the only copy. Dead before its agent has told that it runs, it is a lost guest; a
 /// moment later it is a guest that has moved and crashed. The source's copy never runs again.
-pub async fn destination_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+pub async fn only_copy_killed_after_cont(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
     let guest = Guest::start(lab).await?;
-    let attempt = Attempt::order(lab, &guest.name, "h2").await?;
+    let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
     let process = until("the destination's process", async || {
         Ok(guest.process(lab, 2).ok())
     })
@@ -407,12 +578,16 @@ pub async fn destination_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::
     guest.remove(lab).await
 }
 
+pub async fn destination_hypervisor_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
+    only_copy_killed_after_cont(lab, MANAGED).await
+}
+
 pub async fn source_agent_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
-    after_cont(lab, Victim::SourceAgent, &[End::Moved]).await?;
+    after_cont(lab, MANAGED, Victim::SourceAgent, &[End::Moved]).await?;
     Ok(())
 }
 
 pub async fn destination_agent_killed_after_cont(lab: &mut Lab) -> anyhow::Result<()> {
-    after_cont(lab, Victim::DestinationAgent, &[End::Moved]).await?;
+    after_cont(lab, MANAGED, Victim::DestinationAgent, &[End::Moved]).await?;
     Ok(())
 }

@@ -17,6 +17,7 @@ mod guest;
 mod input;
 mod lacking;
 mod links;
+mod peer_to_peer;
 mod strangers;
 mod tickets;
 
@@ -54,6 +55,13 @@ use links::{
     a_destination_is_out_of_reach_when_go_is_said, a_destination_that_stays_away_is_given_up,
     a_host_is_out_of_reach_while_memory_travels, memory_does_not_arrive_at_the_switchover,
     memory_that_does_not_arrive_any_more_is_given_up,
+};
+use peer_to_peer::{
+    peer_to_peer_a_destination_that_stays_away_is_named, peer_to_peer_a_hypervisor_killed_in_pre_copy,
+    peer_to_peer_an_agent_or_the_controller_killed_in_pre_copy, peer_to_peer_anybody_killed_after_cont,
+    peer_to_peer_anybody_killed_after_go, peer_to_peer_anybody_killed_before_go_sealed,
+    peer_to_peer_anybody_killed_before_go_unsealed, peer_to_peer_anybody_killed_in_begin,
+    peer_to_peer_anybody_killed_in_prepare,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
 use tickets::r2_a_host_begins_nothing_that_was_not_ordered;
@@ -111,12 +119,21 @@ fn main() -> ExitCode {
             destination_agent_killed_after_cont,
             source_agent_restarted_at_any_moment,
             destination_agent_restarted_at_any_moment,
-            controller_restarted_at_any_moment;
+            controller_restarted_at_any_moment,
+            peer_to_peer_anybody_killed_in_begin,
+            peer_to_peer_anybody_killed_in_prepare,
+            peer_to_peer_a_hypervisor_killed_in_pre_copy,
+            peer_to_peer_anybody_killed_before_go_unsealed,
+            peer_to_peer_anybody_killed_after_go,
+            peer_to_peer_anybody_killed_after_cont,
+            peer_to_peer_a_destination_that_stays_away_is_named;
             long:
             a_host_is_out_of_reach_while_memory_travels,
             memory_that_does_not_arrive_any_more_is_given_up,
             a_destination_that_stays_away_is_given_up,
             a_broken_link_at_any_moment,
+            peer_to_peer_an_agent_or_the_controller_killed_in_pre_copy,
+            peer_to_peer_anybody_killed_before_go_sealed,
         ],
     )
 }
