@@ -145,6 +145,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     watch_signals(stop.clone())?;
     let boot_id = process::boot_id().context("read the boot id")?;
     let client = api::client(config.kubeconfig.as_deref()).await?;
+    // The guests do not wait for the API server.
+    let (asking, host) = (client.clone(), config.host.clone());
+    let mut mine = tokio::spawn(async move { api::check_host(asking, &host).await });
     let pools = Pools::new(config.pools.clone(), config.block_devices.clone());
     let mut machine = Machine::look().context("look at the machine")?;
     machine.memory = machine.memory.saturating_sub(config.reserve_bytes());
@@ -186,7 +189,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
             &stop,
         )
         .await
-        .context("get the certificate")?;
+        .with_context(|| {
+            format!(
+                "get the certificate of {}, as the configuration's `host` names this host",
+                config.host
+            )
+        })?;
     tunnels.speak_as(&credentials);
 
     let drivers = Drivers::new(
@@ -256,6 +264,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
         // Once the agent is told to stop, the port is no longer served either: that is no failure.
         biased;
         () = stop.cancelled() => {}
+        Ok(Err(words)) = &mut mine => {
+            stop.cancel();
+            bail!("{words}");
+        }
         outcome = &mut serving => {
             stop.cancel();
             outcome.context("serve")?.context("serve")?;
