@@ -180,6 +180,17 @@ impl Host {
         Ok(())
     }
 
+    /// The agent's program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Has the agent run from another place when it is started next. It finds its relay's program beside its own.
+    pub fn run_agent_from(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// Kills the agent as `kill -9` does; its guests go on.
     pub fn kill_agent(&mut self) {
         // Dropping a part kills it.

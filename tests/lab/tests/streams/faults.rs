@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use godwit_lab::Lab;
-use godwit_lab::processes;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::setting::{clear, ended, is_true, lives_on, start, succeeds};
@@ -19,7 +17,7 @@ fn long() -> Value {
 }
 
 /// The failure's reason of a migration that has ended.
-async fn fails(lab: &Lab, name: &str) -> anyhow::Result<String> {
+pub async fn fails(lab: &Lab, name: &str) -> anyhow::Result<String> {
     let migration = ended(lab, name).await?;
     ensure!(is_true(&migration, "Failed"), "{:?}", migration.status);
     let failure = migration.status.and_then(|status| status.failure);
@@ -48,37 +46,6 @@ pub async fn an_agent_killed_in_mid_stream_takes_the_tunnel_up_again(lab: &mut L
     succeeds(lab, "steady-1").await?;
     lives_on(lab, &guest, 2, 2).await?;
     no_relay_is_left(lab).await
-}
-
-/// The stream is broken by name, the guest goes on where it was, and moves at the next try.
-async fn relay_killed(lab: &mut Lab, name: &str, host: usize) -> anyhow::Result<()> {
-    clear(lab).await?;
-    let guest = start(lab, heavy(name)).await?;
-    let first = format!("{name}-1");
-    ask(lab, &guest, &first, &lab.hosts[1], long()).await?;
-    travels(lab, &first).await?;
-    let relays = relays(&lab.hosts[host]);
-    ensure!(
-        relays.len() == 1 && processes::signal(&relays[0], Signal::KILL),
-        "{relays:?}"
-    );
-    let reason = fails(lab, &first).await?;
-    ensure!(reason == "StreamFailed", "{reason}");
-    lives_on(lab, &guest, 1, 1).await?;
-    no_relay_is_left(lab).await?;
-    let second = format!("{name}-2");
-    let tunnelled = json!({"transport": "Tunnelled"});
-    ask(lab, &guest, &second, &lab.hosts[1], tunnelled).await?;
-    succeeds(lab, &second).await?;
-    lives_on(lab, &guest, 2, 2).await
-}
-
-pub async fn relay_killed_at_the_source(lab: &mut Lab) -> anyhow::Result<()> {
-    relay_killed(lab, "sourceless", 0).await
-}
-
-pub async fn relay_killed_at_the_destination(lab: &mut Lab) -> anyhow::Result<()> {
-    relay_killed(lab, "aimless", 1).await
 }
 
 /// A ClientHello for the tunnel of a migration, as rustls makes it.
