@@ -306,6 +306,40 @@ fn a_destination_may_send_tickets_and_change_its_keys_in_mid_stream() {
 }
 
 #[test]
+fn records_of_any_size_arrive_whole() {
+    let rig = Rig::new();
+    let name = memory();
+    let mut far = rig.destination.expect(&name);
+    let mut source = good_source(rig.address(), &rig.authority.of(SOURCE));
+    rig.arrive();
+    present(&mut source, &peers::header(&name).encode());
+    let random = Random::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| random.read(&mut far, 1));
+        // Each piece is a record or several: thousands of small ones in one receipt, and full ones between.
+        let mut rest = random.block(0);
+        for size in [1, 20_000, 3, 16_384, 40, 1, 16_385].into_iter().cycle() {
+            let (some, more) = rest.split_at(rest.len().min(size));
+            source.conn.writer().write_all(some).unwrap();
+            for byte in more.chunks(1).take(200) {
+                source.conn.writer().write_all(byte).unwrap();
+            }
+            source.flush().unwrap();
+            rest = &more[more.len().min(200)..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+    });
+    source.conn.send_close_notify();
+    source.flush().unwrap();
+    assert!(at_end(&mut far));
+    far.shutdown(Shutdown::Write).unwrap();
+    assert!(at_end(&mut source));
+    assert_eq!(rig.destination.ended(name.channel).2, Ending::End);
+}
+
+#[test]
 fn what_a_peer_says_at_once_is_not_lost() {
     // The header and all of a short stream, in one write, with the end of it.
     let rig = Rig::of(Agent::within(Limits::default()), Agent::within(Limits::default()));
