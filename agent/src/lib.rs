@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+pub mod guest_network;
 pub mod guests;
 pub mod host;
 pub mod hypervisor;

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use godwit_agent::cgroup::Cgroups;
 use godwit_agent::config::{Accelerator, Config};
+use godwit_agent::guest_network::GuestNetwork;
 use godwit_agent::guests::{Guests, Settings, process};
 use godwit_agent::host::machine::Machine;
 use godwit_agent::host::publisher::HostFacts;
@@ -347,6 +348,12 @@ async fn roles(
         .migration_addresses
         .first()
         .context("no migration address is configured")?;
+    let guest_network = GuestNetwork::open(config.run_directory.join("guest-network"))
+        .await
+        .context("look for migration networks that were plugged")?;
+    if let Err(why) = guest_network.served() {
+        warn!("native streams over several connections are not served here: {why}");
+    }
     let settings = migration::Settings {
         host: config.host.clone(),
         boot_id: boot_id.to_owned(),
@@ -355,6 +362,7 @@ async fn roles(
         migration_ports: config.migration_ports.first..=config.migration_ports.last,
         refuse_plain_text: config.refuse_plain_text,
         tunnels: Some(tunnels),
+        guest_network,
     };
     guests.obey(Arc::new(records.clone()));
     let migrations = Migrations::new(settings, Arc::new(guests.clone()), Arc::new(records));

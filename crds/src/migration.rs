@@ -162,8 +162,9 @@ pub struct Tuning {
     pub bandwidth: String,
     /// Over how many connections the guest's memory is spread: QEMU's multifd channels. From 2 on there are so many,
     /// and beside them the one connection on which everything else of the stream travels; 1 is one connection for
-    /// all. Several pay where one connection, or one core at either end, does not fill the link. Served with
-    /// `transport: Tunnelled`; a host that cannot serve it refuses the migration with `StreamNotServed`.
+    /// all. Several pay where one connection, or one core at either end, does not fill the link. With
+    /// `transport: Native` the hypervisors make them themselves, and get the migration network for it
+    /// (`status.hypervisorNetwork`). A host that cannot serve it refuses the migration with `StreamNotServed`.
     #[serde(default = "default_parallel_connections")]
     #[schemars(range(min = 1, max = 16))]
     pub parallel_connections: i32,
@@ -236,6 +237,9 @@ pub struct VirtualMachineMigrationStatus {
     /// How the channel for guest memory is protected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<ChannelSecurity>,
+    /// What of the network the guest's hypervisor processes have for this migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor_network: Option<HypervisorNetwork>,
     /// Why it failed and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -358,6 +362,16 @@ pub enum ChannelSecurity {
     PlainText,
     /// It is encrypted, and both ends have proved who they are.
     Encrypted,
+}
+
+/// What of the network a guest's hypervisor processes have for a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum HypervisorNetwork {
+    /// Nothing: they get sockets that the agents have made.
+    Isolated,
+    /// As long as the migration lasts, the way to each other at the hosts' migration addresses, and nothing else: the
+    /// transport is native over several connections, which the hypervisors make themselves.
+    MigrationPeer,
 }
 
 /// Why a migration failed and what to do.

@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::hypervisor::{Stream, StreamKey, Way};
+use crate::hypervisor::{HypervisorError, Stream, StreamKey, Way};
 
 /// How long a connection may take to say the word.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -79,6 +79,15 @@ pub enum ChannelError {
     /// The tunnel does not come to be.
     #[error(transparent)]
     Tunnel(#[from] crate::tunnel::TunnelError),
+    /// The hypervisor does not get the network for connections of its own.
+    #[error("The hypervisor cannot be given the migration network: {0}")]
+    Network(#[from] crate::guest_network::PlugError),
+    /// The order does not say from where the hypervisor at the source will come.
+    #[error("The source's migration address is not known: give its VirtualMachineHost one, or use a tunnel")]
+    SourceUnknown,
+    /// The hypervisor does not listen for connections of its own.
+    #[error("The hypervisor does not listen: {0}")]
+    Listening(HypervisorError),
     /// The operating system refused something.
     #[error("{action}: {source}")]
     System {
@@ -213,6 +222,40 @@ fn draw() -> Result<[u8; TOKEN_BYTES], ChannelError> {
     }
 }
 
+/// A place at which the hypervisors themselves connect, with a new token, and the key that is made from it. No word is
+/// said there.
+pub fn without_a_word(
+    at: SocketAddr,
+    migration: &str,
+    encrypted: bool,
+) -> Result<(Channel, Option<StreamKey>), ChannelError> {
+    let token = draw()?;
+    let channel = Channel {
+        uri: format!("{SCHEME}{at}"),
+        token: Token(token.to_vec()),
+    };
+    let (_, key) = known_place(&channel, migration, encrypted)?;
+    Ok((channel, key))
+}
+
+/// Such a place, as the other side sees it.
+pub fn known_place(
+    channel: &Channel,
+    migration: &str,
+    encrypted: bool,
+) -> Result<(SocketAddr, Option<StreamKey>), ChannelError> {
+    target(channel, migration, encrypted).map(|(at, words)| (at, words.key))
+}
+
+/// Where a channel leads, and what its token makes.
+fn target(channel: &Channel, migration: &str, encrypted: bool) -> Result<(SocketAddr, Words), ChannelError> {
+    let address = channel.uri.strip_prefix(SCHEME).and_then(|at| at.parse().ok());
+    let words = words(migration, &channel.token.0, encrypted);
+    address
+        .zip(words)
+        .ok_or_else(|| ChannelError::Uri(channel.uri.clone()))
+}
+
 /// What is made from a token.
 struct Words {
     hello: [u8; HELLO_BYTES],
@@ -288,13 +331,7 @@ pub async fn connect(
     encrypted: bool,
     deadline: Duration,
 ) -> Result<Stream, ChannelError> {
-    let bad = || ChannelError::Uri(channel.uri.clone());
-    let address: SocketAddr = channel
-        .uri
-        .strip_prefix(SCHEME)
-        .and_then(|a| a.parse().ok())
-        .ok_or_else(bad)?;
-    let Words { hello, key } = words(migration, &channel.token.0, encrypted).ok_or_else(bad)?;
+    let (address, Words { hello, key }) = target(channel, migration, encrypted)?;
     let work = async {
         let mut stream = TcpStream::connect(address)
             .await

@@ -19,11 +19,13 @@ use super::driver_watch::{DriverWatch, Lapse};
 use super::faults;
 use super::gateway::Gateway;
 use super::journal::{Journal, Line};
+use super::native_several::Cable;
 use super::observation;
 use super::pen::Pen;
 use super::source::{Message, next_event, sleep_if};
 use super::updates::{Note, Publisher};
 use crate::clock::now_micros;
+use crate::guest_network;
 use crate::guests::{Definition, GuestError, GuestIdentity, Held};
 use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, Stream, StreamState, StreamStatus,
@@ -53,6 +55,8 @@ pub(super) struct DestinationStart {
     pub(super) arrival: Option<Arrival>,
     /// The tunnels, if the stream comes through one.
     pub(super) tunnel: Option<Tunnels>,
+    /// The migration network, if the hypervisor gets it for the stream.
+    pub(super) cable: Option<Cable>,
     /// The process of a recovered one.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -93,6 +97,7 @@ struct Runner {
     machine: Destination,
     arrival: Option<Arrival>,
     tunnel: Option<Tunnels>,
+    cable: Option<Cable>,
     custody: Arc<dyn Custody>,
     pen: Option<Pen<DestinationEntry>>,
     lane: Option<(mpsc::UnboundedSender<Work>, AbortOnDropHandle<()>)>,
@@ -154,6 +159,7 @@ pub(super) async fn run(start: DestinationStart) {
         machine: start.machine,
         arrival: start.arrival,
         tunnel: start.tunnel,
+        cable: start.cable,
         custody: start.custody,
         pen,
         lane,
@@ -591,6 +597,11 @@ impl Runner {
             let guest = self.guest.as_ref().map(|guest| guest.directory());
             tunnel.close(&self.machine.terms().migration, guest).await;
         }
+        if let Some(cable) = self.cable.take() {
+            cable
+                .take_out(&self.machine.terms().migration, guest_network::Side::Destination)
+                .await;
+        }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the destination's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),
@@ -613,7 +624,7 @@ impl Runner {
 
 /// A fault's reason as the static word that it was made from.
 fn known_reason(reason: &str) -> &'static str {
-    const WORDS: [&str; 16] = [
+    const WORDS: [&str; 17] = [
         "NameTaken",
         "DefinitionRefused",
         "FileMissing",
@@ -629,6 +640,7 @@ fn known_reason(reason: &str) -> &'static str {
         "DiskFull",
         "JournalDamaged",
         "StreamFailed",
+        "StreamNotServed",
         "PortsExhausted",
     ];
     WORDS
@@ -679,7 +691,7 @@ impl Hand {
             .await;
         let held = launched.map_err(Fault::from)?;
         self.guest = Some(held.guest.clone());
-        match gateway.listen(&*held.guest).await {
+        match gateway.listen(&held.guest).await {
             Ok(gateway) => Ok((held, gateway)),
             Err(error) => {
                 if let Err(error) = self.custody.discard_incoming(&self.terms).await {

@@ -5,6 +5,7 @@ use godwit_protocol::{Category, Fault};
 
 use super::channel::ChannelError;
 use super::journal::JournalError;
+use crate::guest_network::PlugError;
 
 /// An order that the machine refused.
 pub fn refused(refusal: Refusal) -> Fault {
@@ -81,10 +82,16 @@ pub fn journal(error: &JournalError) -> Fault {
 pub fn channel(error: &ChannelError) -> Fault {
     let (category, reason) = match error {
         ChannelError::PortsExhausted { .. } => (Category::Lacking, "PortsExhausted"),
+        ChannelError::SourceUnknown
+        | ChannelError::Network(PlugError::NotServed(_) | PlugError::Address(_)) => {
+            (Category::Lacking, "StreamNotServed")
+        }
         ChannelError::Uri(_)
         | ChannelError::NotTaken(_)
         | ChannelError::Deadline { .. }
         | ChannelError::Tunnel(_)
+        | ChannelError::Network(_)
+        | ChannelError::Listening(_)
         | ChannelError::System { .. } => (Category::Unavailable, "StreamFailed"),
     };
     Fault::new(category, reason, error.to_string())

@@ -1,8 +1,11 @@
 //! The destination's end before the source has come, whichever way the stream takes.
 
+use std::sync::Arc;
+
 use godwit_handover::Channel;
 
 use super::channel::{ChannelError, Door};
+use super::native_several::Entrance;
 use crate::hypervisor::{Guest, Stream};
 use crate::tunnel;
 
@@ -10,6 +13,8 @@ use crate::tunnel;
 pub enum Gateway {
     /// At a port of its own, from hypervisor to hypervisor.
     Native(Door),
+    /// At a port of its own, over connections that the hypervisors make themselves.
+    Several(Box<Entrance>),
     /// At the agent port, by relays.
     Tunnel(tunnel::Door),
 }
@@ -17,10 +22,11 @@ pub enum Gateway {
 impl Gateway {
     /// Has the hypervisor listen, where it makes the connections itself; it must have been launched, and nobody has
     /// come yet. Where the connection is handed to it there is nothing to be done.
-    pub async fn listen(self, guest: &dyn Guest) -> Result<Self, ChannelError> {
+    pub async fn listen(self, guest: &Arc<dyn Guest>) -> Result<Self, ChannelError> {
         match self {
             Self::Native(door) => Ok(Self::Native(door)),
-            Self::Tunnel(door) => Ok(Self::Tunnel(door.listen(guest).await?)),
+            Self::Several(entrance) => Ok(Self::Several(Box::new(entrance.listen(guest).await?))),
+            Self::Tunnel(door) => Ok(Self::Tunnel(door.listen(&**guest).await?)),
         }
     }
 
@@ -28,6 +34,7 @@ impl Gateway {
     pub fn channel(&self) -> &Channel {
         match self {
             Self::Native(door) => door.channel(),
+            Self::Several(entrance) => entrance.channel(),
             Self::Tunnel(door) => door.channel(),
         }
     }
@@ -37,6 +44,7 @@ impl Gateway {
     pub async fn admit(self) -> Result<Option<Stream>, ChannelError> {
         match self {
             Self::Native(door) => Ok(Some(door.admit().await?)),
+            Self::Several(entrance) => entrance.admit().await.map(|()| None),
             Self::Tunnel(door) => Ok(door.admit().await?),
         }
     }

@@ -25,10 +25,12 @@ use super::destination::{self, Arrival, DestinationStart};
 use super::faults;
 use super::gateway::Gateway;
 use super::journal::{self, Head, Journal, JournalError, Reopened, Role};
+use super::native_several::{Cable, Entrance};
 use super::observation;
 use super::options;
 use super::source::{self, Message, SourceStart};
 use super::updates::{Publisher, Shown};
+use crate::guest_network::GuestNetwork;
 use crate::guests::{Definition, GuestError, GuestIdentity, Held, Journals, Spoken};
 use crate::hypervisor::{HypervisorError, RunState};
 use crate::tickets::Attempt;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub refuse_plain_text: bool,
     /// The tunnels of this host; `None`: it serves none.
     pub tunnels: Option<Tunnels>,
+    /// What gives hypervisors the migration network for connections of their own.
+    pub guest_network: GuestNetwork,
 }
 
 /// A migration whose journal, or whose guest, cannot be acted on.
@@ -151,6 +155,8 @@ impl Migrations {
             inner.clone().take_up(path).await;
         }
         inner.discard_unspoken().await;
+        let going_on = |migration: &str| self.attempt(migration) == Attempt::UnderWay;
+        inner.settings.guest_network.tidy(going_on).await;
         let weak = Arc::downgrade(inner);
         let pruner = tokio::spawn(async move {
             loop {
@@ -464,7 +470,7 @@ impl Inner {
             return Err(unresolved.fault());
         }
         self.check_party(&terms.source)?;
-        self.check_stream(stream)?;
+        self.check_stream(stream, Role::Source)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
         let held = self.custody.protect(terms).await?;
         let begun = self
@@ -517,6 +523,7 @@ impl Inner {
             first,
             stream,
             tunnel: self.tunnel(stream),
+            cable: self.cable(stream),
             guest: Some(held.guest.clone()),
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -554,7 +561,7 @@ impl Inner {
             return Err(unresolved.fault());
         }
         self.check_party(&terms.destination)?;
-        self.check_stream(stream)?;
+        self.check_stream(stream, Role::Destination)?;
         let gates = self.custody.gates().ok_or_else(no_hypervisor)?;
         let definition = Definition::parse(definition)
             .map_err(|error| GuestError::DefinitionRefused(error.to_string()))?;
@@ -592,6 +599,7 @@ impl Inner {
                 launched,
             }),
             tunnel,
+            cable: self.cable(stream),
             guest: None,
             custody: self.custody.clone(),
             journal: Some(journal),
@@ -621,6 +629,15 @@ impl Inner {
         }
     }
 
+    /// The migration network, if the hypervisors make a stream's connections themselves.
+    fn cable(&self, stream: StreamOptions) -> Option<Cable> {
+        let themselves = stream.transport == Transport::Native && stream.connections > 1;
+        themselves.then(|| Cable {
+            network: self.settings.guest_network.clone(),
+            own: self.settings.migration_address,
+        })
+    }
+
     /// Where a stream is to come in.
     async fn gateway(&self, terms: &Terms, stream: StreamOptions) -> Result<Gateway, ChannelError> {
         if let Some(tunnel) = self.tunnel(stream) {
@@ -631,19 +648,25 @@ impl Inner {
         }
         let (settings, migration) = (&self.settings, &terms.migration);
         let ports = settings.migration_ports.clone();
+        if let Some(cable) = self.cable(stream) {
+            let entrance = Entrance::reserve(cable, migration, ports, stream)?;
+            return Ok(Gateway::Several(Box::new(entrance)));
+        }
         Door::open(settings.migration_address, ports, migration, stream.encrypted).map(Gateway::Native)
     }
 
     /// Whether this host lets a stream travel in this way, and can.
-    fn check_stream(&self, stream: StreamOptions) -> Result<(), Fault> {
+    fn check_stream(&self, stream: StreamOptions, role: Role) -> Result<(), Fault> {
         let abilities = self.custody.streams().ok_or_else(no_hypervisor)?;
         let settings = &self.settings;
-        options::judge(
-            stream,
-            abilities,
-            settings.tunnels.is_some(),
-            settings.refuse_plain_text,
-        )
+        let host = options::Host {
+            tunnels: settings.tunnels.is_some(),
+            network: settings.guest_network.served(),
+            address: settings.migration_address,
+            sends: role == Role::Source,
+            refuse_plain_text: settings.refuse_plain_text,
+        };
+        options::judge(stream, abilities, host)
     }
 
     fn check_party(&self, named: &str) -> Result<(), Fault> {
@@ -796,6 +819,7 @@ impl Inner {
             first: if ended { nothing() } else { first },
             stream: head.stream,
             tunnel: self.tunnel(head.stream),
+            cable: self.cable(head.stream),
             guest,
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -854,6 +878,7 @@ impl Inner {
             first: if ended { nothing() } else { first },
             arrival: None,
             tunnel: self.tunnel(head.stream),
+            cable: self.cable(head.stream),
             guest,
             custody: self.custody.clone(),
             journal: (!ended).then_some(journal),

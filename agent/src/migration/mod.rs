@@ -13,6 +13,7 @@ mod faults;
 mod gateway;
 pub mod journal;
 mod migrations;
+mod native_several;
 mod observation;
 mod options;
 mod pen;

@@ -15,7 +15,7 @@ use godwit_protocol::StreamOptions;
 use tokio::time::sleep;
 
 use super::channel::{self, ChannelError};
-use crate::guest_network::{GuestNetwork, Peer, Port, PortError};
+use crate::guest_network::{GuestNetwork, Peer, Port, PortError, Side};
 use crate::hypervisor::{Guest, HypervisorError, Place, Stream, StreamKey, StreamState, Way};
 
 /// How often it is looked whether the source has connected. Nothing waits for it: the memory travels by then.
@@ -45,12 +45,15 @@ impl Entrance {
     /// # Errors
     /// [`ChannelError::PortsExhausted`] if every port is in use.
     pub fn reserve(
-        network: GuestNetwork,
+        cable: Cable,
         migration: &str,
-        address: IpAddr,
         ports: RangeInclusive<u16>,
         stream: StreamOptions,
     ) -> Result<Self, ChannelError> {
+        let Cable {
+            network,
+            own: address,
+        } = cable;
         let (first, last) = (*ports.start(), *ports.end());
         let port = Port::reserve(address, ports).map_err(|error| match error {
             PortError::Exhausted => ChannelError::PortsExhausted { address, first, last },
@@ -83,7 +86,10 @@ impl Entrance {
     pub async fn listen(mut self, guest: &Arc<dyn Guest>) -> Result<Self, ChannelError> {
         if let Entered::Kept(port) = std::mem::replace(&mut self.at, Entered::Listening(guest.clone())) {
             let at = port.address();
-            let peer = Peer::Source { at, from: self.source };
+            let peer = Peer::Source {
+                at,
+                from: self.source,
+            };
             let inside = self
                 .network
                 .plug(&self.migration, &guest.process(), peer, Some(port))
@@ -131,27 +137,43 @@ impl Entrance {
     }
 }
 
-/// The source's end: gives the hypervisor the network and answers where it is to connect to.
-///
-/// # Errors
-/// [`ChannelError`]: there is no stream then.
-pub async fn leave(
-    network: &GuestNetwork,
-    migration: &str,
-    guest: &dyn Guest,
-    own: IpAddr,
-    channel: &Channel,
-    stream: StreamOptions,
-) -> Result<Stream, ChannelError> {
-    let (at, key) = channel::known_place(channel, migration, stream.encrypted)?;
-    network
-        .plug(migration, &guest.process(), Peer::Destination { own, at }, None)
-        .await?;
-    Ok(Stream {
-        way: Way::Place {
-            place: Place::Tcp(at),
-            connections: stream.connections,
-        },
-        key,
-    })
+/// The migration network, as one side of a migration uses it.
+#[derive(Clone)]
+pub struct Cable {
+    /// What plugs it.
+    pub network: GuestNetwork,
+    /// This host's migration address.
+    pub own: IpAddr,
+}
+
+impl Cable {
+    /// The source's end: gives the hypervisor the network and answers where it is to connect to.
+    ///
+    /// # Errors
+    /// [`ChannelError`]: there is no stream then.
+    pub async fn leave(
+        &self,
+        migration: &str,
+        guest: &dyn Guest,
+        channel: &Channel,
+        stream: StreamOptions,
+    ) -> Result<Stream, ChannelError> {
+        let (at, key) = channel::known_place(channel, migration, stream.encrypted)?;
+        let peer = Peer::Destination { own: self.own, at };
+        self.network.plug(migration, &guest.process(), peer, None).await?;
+        Ok(Stream {
+            way: Way::Place {
+                place: Place::Tcp(at),
+                connections: stream.connections,
+            },
+            key,
+        })
+    }
+
+    /// The stream is over, however it ended.
+    pub async fn take_out(&self, migration: &str, side: Side) {
+        if let Err(error) = self.network.unplug(migration, side).await {
+            tracing::warn!(%error, migration, "the migration network is not taken out; the agent's next start does it");
+        }
+    }
 }

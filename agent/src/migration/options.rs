@@ -1,32 +1,46 @@
 //! Whether a stream can travel in the way that was ordered.
 
+use std::net::IpAddr;
+
 use godwit_protocol::{Category, Fault, StreamOptions, Transport};
 
 use crate::hypervisor::StreamAbilities;
+
+/// What a host serves and admits.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// It has tunnels.
+    pub tunnels: bool,
+    /// Whether hypervisors can be given the migration network for connections of their own; if not, why.
+    pub network: Result<(), &'a str>,
+    /// Its migration address.
+    pub address: IpAddr,
+    /// It is the one that sends.
+    pub sends: bool,
+    /// It refuses plain text.
+    pub refuse_plain_text: bool,
+}
 
 /// The judgement of one side: by what its hypervisor can do, and by what its host admits.
 ///
 /// # Errors
 /// A fault that names what is in the way.
-pub fn judge(
-    stream: StreamOptions,
-    abilities: StreamAbilities,
-    tunnels: bool,
-    refuse_plain_text: bool,
-) -> Result<(), Fault> {
+pub fn judge(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) -> Result<(), Fault> {
     let lacks = |message: String| Err(Fault::new(Category::Lacking, "StreamNotServed", message));
     match stream.transport {
         Transport::Native if stream.encrypted && !abilities.encrypts => {
             return lacks("The hypervisor of this host cannot encrypt a stream; a tunnel can".into());
         }
         Transport::Native if stream.connections > 1 => {
-            return lacks(format!(
-                "The stream was ordered over {} connections, and from hypervisor to hypervisor this host serves 1; \
-                 a tunnel serves several",
-                stream.connections
-            ));
+            if let Err(why) = network(stream, host) {
+                return lacks(format!(
+                    "The stream was ordered over {} connections from hypervisor to hypervisor, and here it could have \
+                     1: {why}. A tunnel serves several",
+                    stream.connections
+                ));
+            }
         }
-        Transport::Tunnelled if !tunnels => return lacks("This host serves no tunnel".into()),
+        Transport::Tunnelled if !host.tunnels => return lacks("This host serves no tunnel".into()),
         Transport::Native | Transport::Tunnelled => {}
     }
     if stream.connections > abilities.connections {
@@ -37,7 +51,7 @@ pub fn judge(
     }
     // A tunnel is encrypted whatever was asked for.
     let plain = !stream.encrypted && stream.transport == Transport::Native;
-    if plain && refuse_plain_text {
+    if plain && host.refuse_plain_text {
         return Err(Fault::new(
             Category::Forbidden,
             "PlainTextRefused",
@@ -47,9 +61,29 @@ pub fn judge(
     Ok(())
 }
 
+/// Whether hypervisors can have connections of their own between these addresses.
+fn network(stream: StreamOptions, host: Host<'_>) -> Result<(), String> {
+    host.network?;
+    let Some(source) = stream.source_address else {
+        return Err("the source's migration address is not known".into());
+    };
+    if source.is_ipv6() || host.address.is_ipv6() {
+        return Err("that needs migration addresses of IPv4".into());
+    }
+    if host.sends && source != host.address {
+        return Err(format!(
+            "the order takes {source} for this host's migration address, and it is {}",
+            host.address
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     const ALL: StreamAbilities = StreamAbilities {
@@ -57,9 +91,18 @@ mod tests {
         connections: 4,
     };
 
-    fn reason(stream: StreamOptions, abilities: StreamAbilities, refuse: bool) -> String {
-        let judged = judge(stream, abilities, false, refuse);
-        judged.unwrap_err().reason.into_owned()
+    const HOST: Host<'_> = Host {
+        tunnels: false,
+        network: Ok(()),
+        address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        sends: true,
+        refuse_plain_text: false,
+    };
+
+    fn message(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) -> String {
+        let fault = judge(stream, abilities, host).unwrap_err();
+        assert_eq!(fault.reason, "StreamNotServed");
+        fault.message
     }
 
     #[test]
@@ -69,32 +112,80 @@ mod tests {
             encrypted: true,
             ..plain
         };
-        let several = StreamOptions {
-            connections: 2,
-            ..plain
+        let careful = Host {
+            refuse_plain_text: true,
+            ..HOST
         };
-        judge(plain, ALL, false, false).unwrap();
-        judge(encrypted, ALL, false, true).unwrap();
-        assert_eq!(reason(plain, ALL, true), "PlainTextRefused");
-        assert_eq!(reason(several, ALL, false), "StreamNotServed");
+        judge(plain, ALL, HOST).unwrap();
+        judge(encrypted, ALL, careful).unwrap();
+        let refused = judge(plain, ALL, careful).unwrap_err();
+        assert_eq!(refused.reason, "PlainTextRefused");
         let bare = StreamAbilities {
             encrypts: false,
             ..ALL
         };
-        assert_eq!(reason(encrypted, bare, false), "StreamNotServed");
-        judge(plain, bare, false, false).unwrap();
+        message(encrypted, bare, HOST);
+        judge(plain, bare, HOST).unwrap();
         let tunnelled = StreamOptions {
             transport: Transport::Tunnelled,
             ..plain
         };
-        assert_eq!(reason(tunnelled, ALL, false), "StreamNotServed");
-        judge(tunnelled, bare, true, true).unwrap();
+        message(tunnelled, ALL, HOST);
+        let tunnels = Host {
+            tunnels: true,
+            ..careful
+        };
+        judge(tunnelled, bare, tunnels).unwrap();
         let spread = |connections| StreamOptions {
             connections,
             ..tunnelled
         };
-        judge(spread(4), ALL, true, true).unwrap();
-        let too_many = judge(spread(5), ALL, true, true).unwrap_err();
-        assert_eq!(too_many.reason, "StreamNotServed");
+        judge(spread(4), ALL, tunnels).unwrap();
+        message(spread(5), ALL, tunnels);
+    }
+
+    #[test]
+    fn connections_of_their_own_need_a_network_that_can_be_limited() {
+        let several = StreamOptions {
+            connections: 2,
+            source_address: Some(HOST.address),
+            ..StreamOptions::PLAIN
+        };
+        judge(several, ALL, HOST).unwrap();
+        let unknown = StreamOptions {
+            source_address: None,
+            ..several
+        };
+        assert!(message(unknown, ALL, HOST).contains("not known"));
+        let six = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        let from_six = StreamOptions {
+            source_address: Some(six),
+            ..several
+        };
+        assert!(message(from_six, ALL, HOST).contains("IPv4"));
+        assert!(message(several, ALL, Host { address: six, ..HOST }).contains("IPv4"));
+        let other = Host {
+            address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
+            ..HOST
+        };
+        assert!(message(several, ALL, other).contains("192.0.2.2"));
+        judge(
+            several,
+            ALL,
+            Host {
+                sends: false,
+                ..other
+            },
+        )
+        .unwrap();
+        let without = Host {
+            network: Err("nft: it is not installed on this host"),
+            ..HOST
+        };
+        assert_eq!(
+            message(several, ALL, without),
+            "The stream was ordered over 2 connections from hypervisor to hypervisor, and here it could have 1: nft: it \
+             is not installed on this host. A tunnel serves several"
+        );
     }
 }

@@ -21,9 +21,11 @@ use super::channel::{self, ChannelError};
 use super::custody::{Custody, Records};
 use super::driver_watch::{DriverWatch, Lapse};
 use super::journal::{self, Journal, Line};
+use super::native_several::Cable;
 use super::observation;
 use super::pen::Pen;
 use super::updates::{Note, Publisher};
+use crate::guest_network;
 use crate::guests::GuestError;
 use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, RunState, StreamFigures, StreamLimits, StreamState,
@@ -77,6 +79,8 @@ pub(super) struct SourceStart {
     pub(super) stream: StreamOptions,
     /// The tunnels, if the stream goes through one.
     pub(super) tunnel: Option<Tunnels>,
+    /// The migration network, if the hypervisor gets it for the stream.
+    pub(super) cable: Option<Cable>,
     /// The process; `None` if it is gone.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -119,6 +123,7 @@ struct Runner {
     machine: Source,
     guest: Option<Arc<dyn Guest>>,
     tunnel: Option<Tunnels>,
+    cable: Option<Cable>,
     custody: Arc<dyn Custody>,
     records: Arc<dyn Records>,
     pen: Option<Pen<SourceEntry>>,
@@ -158,6 +163,7 @@ pub(super) async fn run(start: SourceStart) {
             terms: start.machine.terms().clone(),
             stream: start.stream,
             tunnel: start.tunnel.clone(),
+            cable: start.cable.clone(),
         };
         (
             sender,
@@ -183,6 +189,7 @@ pub(super) async fn run(start: SourceStart) {
         machine: start.machine,
         guest: start.guest,
         tunnel: start.tunnel,
+        cable: start.cable,
         custody: start.custody,
         records: start.records,
         pen,
@@ -627,6 +634,11 @@ impl Runner {
             let guest = self.guest.as_ref().map(|guest| guest.directory());
             tunnel.close(&self.machine.terms().migration, guest).await;
         }
+        if let Some(cable) = self.cable.take() {
+            cable
+                .take_out(&self.machine.terms().migration, guest_network::Side::Source)
+                .await;
+        }
         tracing::info!(migration = %self.machine.terms().migration, ?report, "the source's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),
@@ -687,6 +699,7 @@ struct Hand {
     terms: godwit_handover::Terms,
     stream: StreamOptions,
     tunnel: Option<Tunnels>,
+    cable: Option<Cable>,
 }
 
 impl Hand {
@@ -795,8 +808,8 @@ impl Hand {
             )
         };
         let (migration, encrypted) = (&self.terms.migration, self.stream.encrypted);
-        let opened = match &self.tunnel {
-            Some(tunnel) => tunnel
+        let opened = match (&self.tunnel, &self.cable) {
+            (Some(tunnel), _) => tunnel
                 .open(
                     migration,
                     &self.terms.destination,
@@ -806,7 +819,8 @@ impl Hand {
                 )
                 .await
                 .map_err(ChannelError::from),
-            None => channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await,
+            (None, Some(cable)) => cable.leave(migration, &*self.guest, channel, self.stream).await,
+            (None, None) => channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await,
         };
         let stream = match opened {
             Ok(stream) => stream,

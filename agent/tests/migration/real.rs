@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use godwit_agent::cgroup::Cgroups;
 use godwit_agent::clock::now_micros;
+use godwit_agent::guest_network::GuestNetwork;
 use godwit_agent::guests::{
     Definition, GuestError, GuestIdentity, Guests, Held, Settings, StartRequest, UserRange,
 };
@@ -272,6 +273,7 @@ impl Host {
             migration_ports: 0..=0,
             refuse_plain_text: false,
             tunnels: None,
+            guest_network: GuestNetwork::without("this test is about one connection"),
         };
         let agent = Migrations::new(settings, custody, Arc::new(record.clone()));
         agent.recover().await.unwrap();

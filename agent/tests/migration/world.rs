@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use godwit_agent::guest_network::GuestNetwork;
 use godwit_agent::guests::Role;
 use godwit_agent::hypervisor::{Guest, RunState};
 use godwit_agent::migration::{Custody, Migrations, Settings};
@@ -106,6 +107,7 @@ fn life(
         migration_ports: 0..=0,
         refuse_plain_text: false,
         tunnels: None,
+        guest_network: GuestNetwork::without("played hypervisors have no network"),
     };
     let keeper: Arc<dyn Custody> = custody.clone();
     (

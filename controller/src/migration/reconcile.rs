@@ -59,7 +59,7 @@ pub async fn reconcile(
         .is_some_and(|guest| guest.meta().deletion_timestamp.is_some());
     let control = Control {
         cancel: migration.spec.cancel || deleting || guest_goes,
-        bandwidth: stream::options(&migration.spec).bandwidth,
+        bandwidth: stream::options(&migration.spec, None).bandwidth,
         generation: migration.meta().generation,
     };
     if cluster.drivers.tell(&uid, control) {
@@ -280,6 +280,8 @@ fn start(
     let mut book = Book::open(migration.status.clone(), control.generation);
     book.accept(&terms, Timestamp::now());
     book.status.channel = Some(stream::channel(&migration.spec));
+    book.status.hypervisor_network = Some(stream::hypervisor_network(&migration.spec));
+    let source = cluster.hosts_by_name().remove(&terms.source);
     let name = guest.map_or_else(|| migration.spec.virtual_machine.clone(), ResourceExt::name_any);
     let assignment = Assignment {
         migration: migration.clone(),
@@ -291,7 +293,7 @@ fn start(
         terms,
         record,
         flow: migration.spec.control_flow,
-        stream: stream::options(&migration.spec),
+        stream: stream::options(&migration.spec, source.as_ref()),
         budget: quantity::duration(&migration.spec.tuning.max_downtime).unwrap_or(Duration::from_millis(300)),
         book,
     };
