@@ -144,11 +144,13 @@ async fn agents_killed(lab: &mut Lab, way: Way, name: &str) -> anyhow::Result<()
             Moment::Go,
             Moment::Cont,
         ] {
-            // What an agent had begun to start, or to open, when it was killed, it gives up.
-            let allowed: &[End] = if moment == Moment::Prepare {
-                &[End::Moved, End::Stays]
-            } else {
-                &[End::Moved]
+            let allowed: &[End] = match moment {
+                // What an agent had begun to start, or to open, when it was killed, it gives up. And a guest that
+                // stands still for as long as an agent takes to come back may have to be let run where it is.
+                Moment::Prepare | Moment::Switchover => &[End::Moved, End::Stays],
+                Moment::PreCopy | Moment::Loaded | Moment::Unheard | Moment::Go | Moment::Cont => {
+                    &[End::Moved]
+                }
             };
             killed(lab, &mut traveller, way, moment, victim, allowed).await?;
         }

@@ -311,7 +311,7 @@ pub async fn a_source_that_breaks_other_rules_is_refused_too(lab: &mut Lab) -> a
         // It never comes, and says that it has: a user who cancels gets rid of both ends.
         let part = Part::NeverComes;
         let (trip, _) = leaves(lab, traveller, stage, part).await?;
-        let open = "a tunnel is open";
+        let open = "is open";
         told(lab, 1, Uuid::parse_str(&trip.attempt.uid)?, open, 1).await?;
         cancel(lab, &trip.attempt.name).await?;
         let ended = traveller.settles(lab, &trip, &[End::Stays], part).await?;
