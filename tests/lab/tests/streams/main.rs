@@ -18,6 +18,7 @@ mod guest;
 mod kills;
 mod matrix;
 mod moments;
+mod native_several;
 mod pairs;
 mod played;
 #[path = "../moves/setting.rs"]
@@ -44,6 +45,9 @@ use kills::{
     either_relay_killed_in_each_phase_in_both_flows,
 };
 use matrix::every_way_moves_a_linux_guest;
+use native_several::{
+    hypervisors_connect_themselves_and_reach_nothing_else, the_migration_network_goes_with_its_migration,
+};
 use pairs::{nor_does_anything_else_that_breaks_one, what_breaks_one_migration_does_not_touch_another};
 use strangers::{
     a_source_that_breaks_other_rules_is_refused_too, a_source_that_breaks_the_rules_is_refused_by_name,
@@ -67,6 +71,8 @@ fn main() -> ExitCode {
             encrypted_by_default,
             tunnelled,
             a_limit_is_kept_and_changed,
+            hypervisors_connect_themselves_and_reach_nothing_else,
+            the_migration_network_goes_with_its_migration,
             an_agent_killed_in_mid_stream_takes_the_tunnel_up_again,
             a_relay_killed_in_each_phase,
             connections_are_reset,
