@@ -127,6 +127,11 @@ pub enum GuestError {
 }
 
 impl GuestError {
+    /// The guest's process lives, or may live, and does not answer.
+    pub(super) fn silent(uid: &str) -> Self {
+        Self::HypervisorSilent(format!("The process of guest {uid} lives and does not answer"))
+    }
+
     /// The stable word of this error; the table is in docs/conditions.md.
     pub fn reason(&self) -> &'static str {
         match self {
