@@ -129,13 +129,16 @@ impl Hypervisor {
         std::fs::write(directory.join("keys.psk"), KEY)?;
         // A process has one migration, or two: one in, one out, with different ends of the key.
         let id = format!("key-{endpoint}");
-        self.session.call(
-            "object-add",
-            json!({
-                "qom-type": "tls-creds-psk", "id": id, "endpoint": endpoint,
-                "dir": directory.display().to_string(), "priority": PRIORITY, "username": "bench",
-            }),
-        )?;
+        let mut credentials = json!({
+            "qom-type": "tls-creds-psk", "id": id, "endpoint": endpoint,
+            "dir": directory.display().to_string(), "priority": PRIORITY,
+        });
+        if endpoint == "client"
+            && let Some(fields) = credentials.as_object_mut()
+        {
+            fields.insert("username".into(), "bench".into());
+        }
+        self.session.call("object-add", credentials)?;
         self.session
             .call("migrate-set-parameters", json!({ "tls-creds": id }))?;
         Ok(())

@@ -268,5 +268,18 @@ fn machine() -> anyhow::Result<String> {
     let cores = std::thread::available_parallelism()?;
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split_whitespace().next().unwrap_or("unknown");
-    Ok(format!("{cores} cores, load {load}"))
+    // What a socket may hold that its maker does not size, and the most that it can be given: the first counts where a
+    // tunnelled migration has several channels, the second where it has one.
+    let kibibytes = |name: &str| -> anyhow::Result<u64> {
+        let bytes: u64 = std::fs::read_to_string(format!("/proc/sys/net/core/{name}"))?
+            .trim()
+            .parse()?;
+        Ok(bytes / 1024)
+    };
+    let (default, most) = (kibibytes("wmem_default")?, kibibytes("wmem_max")?);
+    let control = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control")?;
+    Ok(format!(
+        "{cores} cores, load {load}; net.core.wmem_default {default} KiB, net.core.wmem_max {most} KiB, TCP {}",
+        control.trim()
+    ))
 }
