@@ -8,6 +8,7 @@ pub mod guests;
 pub mod host;
 pub mod hypervisor;
 pub mod identity;
+pub mod kernel_tls;
 pub mod migration;
 pub mod pools;
 pub mod sandbox;

@@ -17,6 +17,7 @@ use godwit_agent::host::{Health, Publisher, RecordReader, RecordWriter, api};
 use godwit_agent::hypervisor::Hypervisor;
 use godwit_agent::hypervisor::qemu::{self, AcceleratorChoice, Qemu, QemuConfig};
 use godwit_agent::identity;
+use godwit_agent::kernel_tls;
 use godwit_agent::migration::{self, Drivers, Migrations};
 use godwit_agent::pools::Pools;
 use godwit_agent::server::AgentService;
@@ -234,9 +235,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
         namespace: config.namespace.clone(),
         boot_id: boot_id.clone(),
         machine,
+        kernel_tls: kernel_tls::probe(),
         pools,
         certificate: credentials.clone(),
     };
+    info!(kernel_tls = ?host.kernel_tls, "the kernel was asked for TLS");
     let publisher = Publisher::new(client, host, guests.clone(), migrations.clone(), health.seen());
     tasks.spawn(publisher.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));

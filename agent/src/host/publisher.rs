@@ -20,6 +20,7 @@ use super::lease::HostLease;
 use super::machine::Machine;
 use super::status::{Facts, in_order, own_part, same_spec, status};
 use crate::guests::Guests;
+use crate::kernel_tls::KernelTls;
 use crate::migration::Migrations;
 use crate::pools::Pools;
 
@@ -42,6 +43,7 @@ pub struct Publisher {
     spec: VirtualMachineHostSpec,
     boot_id: String,
     machine: Machine,
+    kernel_tls: KernelTls,
     pools: Pools,
     certificate: CurrentCredentials,
     guests: Guests,
@@ -64,6 +66,8 @@ pub struct HostFacts {
     pub boot_id: String,
     /// What it has; its memory less what guests do not get.
     pub machine: Machine,
+    /// What its kernel said about TLS.
+    pub kernel_tls: KernelTls,
     /// Where guests' files lie.
     pub pools: Pools,
     /// The agent's certificate, which is renewed while the agent runs.
@@ -132,6 +136,7 @@ impl Publisher {
             spec: host.spec,
             boot_id: host.boot_id,
             machine: host.machine,
+            kernel_tls: host.kernel_tls,
             pools: host.pools,
             certificate: host.certificate,
             guests,
@@ -254,6 +259,7 @@ impl Publisher {
                 .unwrap_or(Timestamp::MAX),
             unresolved: self.migrations.unresolved(),
             walls_missing: self.guests.walls_missing(),
+            kernel_tls: self.kernel_tls.clone(),
             stopping: self.stopping,
             pools: published.0,
             guests: self.guests.list(),

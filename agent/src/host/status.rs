@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::health::Seen;
 use super::machine::Machine;
 use crate::guests::{GuestView, Role};
+use crate::kernel_tls::{Encryptor, KernelTls, encryptor};
 use crate::migration::Unresolved;
 
 /// The agent answers, its hypervisor works and it can take migrations.
@@ -39,6 +40,15 @@ pub const ALL_WALLS_STAND: &str = "AllWallsStand";
 /// Something on this host does not allow a wall.
 pub const WALLS_MISSING: &str = "WallsMissing";
 
+/// The condition that says whether the kernel could encrypt a stream itself.
+pub const KERNEL_TLS: &str = "KernelTls";
+/// It could.
+pub const KERNEL_TLS_PRESENT: &str = "KernelTlsPresent";
+/// It could not.
+pub const KERNEL_TLS_MISSING: &str = "KernelTlsMissing";
+/// It was not found out.
+pub const KERNEL_TLS_UNKNOWN: &str = "KernelTlsUnknown";
+
 const MEBIBYTE: u64 = 1 << 20;
 /// Bounds of the custom resource.
 const MACHINE_TYPES: usize = 256;
@@ -67,6 +77,8 @@ pub struct Facts {
     pub unresolved: Vec<Unresolved>,
     /// What keeps guests here from being walled off as they should be.
     pub walls_missing: Vec<String>,
+    /// What the kernel said about TLS when the agent began.
+    pub kernel_tls: KernelTls,
     /// The agent is being stopped.
     pub stopping: bool,
     /// The pools that can be used.
@@ -93,6 +105,10 @@ pub fn status(
     set_condition(
         &mut conditions,
         migrations_resolved(&facts.unresolved, generation_seen, now),
+    );
+    set_condition(
+        &mut conditions,
+        kernel_tls(&facts.kernel_tls, generation_seen, now),
     );
     // Of a hypervisor that does not run it is not known what it can be given.
     if facts.hypervisor.is_ok() {
@@ -128,12 +144,14 @@ pub fn status(
     }
 }
 
+/// The conditions that this agent writes.
+const OWN: [&str; 4] = ["Ready", MIGRATIONS_RESOLVED, KERNEL_TLS, GUESTS_ISOLATED];
+
 /// The part of a status that is this agent's to write.
 pub fn own_part(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
     let mut own = status.clone();
-    own.conditions.retain(|condition| {
-        ["Ready", MIGRATIONS_RESOLVED, GUESTS_ISOLATED].contains(&condition.type_.as_str())
-    });
+    own.conditions
+        .retain(|condition| OWN.contains(&condition.type_.as_str()));
     own
 }
 
@@ -251,6 +269,38 @@ fn guests_isolated(missing: &[String], generation: i64, now: Timestamp) -> Condi
     }
 }
 
+/// Whether the kernel could encrypt a stream itself, and who does.
+fn kernel_tls(found: &KernelTls, generation: i64, now: Timestamp) -> Condition {
+    let (status, reason, what) = match found {
+        KernelTls::Present => (
+            ConditionStatus::True,
+            KERNEL_TLS_PRESENT,
+            "This kernel does TLS".to_owned(),
+        ),
+        KernelTls::Missing { why } => (
+            ConditionStatus::False,
+            KERNEL_TLS_MISSING,
+            format!("This kernel does no TLS: {why}"),
+        ),
+        KernelTls::Unknown { why } => (
+            ConditionStatus::Unknown,
+            KERNEL_TLS_UNKNOWN,
+            format!("Whether this kernel does TLS is not known: {why}"),
+        ),
+    };
+    let who = match encryptor(found) {
+        Encryptor::Hypervisor => "Streams from hypervisor to hypervisor are encrypted by the hypervisors",
+    };
+    Condition {
+        type_: KERNEL_TLS.into(),
+        status,
+        reason: reason.into(),
+        message: bounded(&format!("{what}. {who}"), MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
 /// A guest as the host reports it. One that is still arriving is its source's to report.
 fn guest(view: &GuestView) -> Option<HostGuest> {
     match view.role {
@@ -337,6 +387,7 @@ mod tests {
             certificate_expires: at(3600),
             unresolved: vec![],
             walls_missing: vec![],
+            kernel_tls: KernelTls::Present,
             stopping: false,
             pools: vec![],
             guests: vec![
@@ -425,7 +476,7 @@ mod tests {
             .into_iter()
             .map(|condition| condition.type_)
             .collect();
-        assert_eq!(own, ["Ready", MIGRATIONS_RESOLVED, GUESTS_ISOLATED]);
+        assert_eq!(own, OWN);
     }
 
     #[test]
@@ -461,6 +512,9 @@ mod tests {
             MIGRATION_WAITS,
             ALL_WALLS_STAND,
             WALLS_MISSING,
+            KERNEL_TLS_PRESENT,
+            KERNEL_TLS_MISSING,
+            KERNEL_TLS_UNKNOWN,
         ]
         .map(str::to_owned);
         for reason in reasons.into_iter().chain(ours) {
@@ -491,6 +545,33 @@ mod tests {
             ))
         );
         assert_eq!(told(&|f| f.hypervisor = Err("gone".into())), None);
+    }
+
+    #[test]
+    fn what_the_kernel_can_encrypt_is_told_and_who_does() {
+        let told = |found| {
+            let told = kernel_tls(&found, 1, at(0));
+            (told.status, told.reason, told.message)
+        };
+        let who = "Streams from hypervisor to hypervisor are encrypted by the hypervisors";
+        assert_eq!(
+            told(KernelTls::Present),
+            (
+                ConditionStatus::True,
+                KERNEL_TLS_PRESENT.into(),
+                format!("This kernel does TLS. {who}")
+            )
+        );
+        assert_eq!(
+            told(KernelTls::Missing { why: "no module" }),
+            (
+                ConditionStatus::False,
+                KERNEL_TLS_MISSING.into(),
+                format!("This kernel does no TLS: no module. {who}")
+            )
+        );
+        let unknown = KernelTls::Unknown { why: "full".into() };
+        assert_eq!(told(unknown).0, ConditionStatus::Unknown);
     }
 
     #[test]
