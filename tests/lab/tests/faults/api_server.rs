@@ -11,12 +11,14 @@ use godwit_lab::network::Network;
 
 use crate::attempt::{Attempt, End, journaled, record, when_journaled};
 use crate::crashes::{Held, Seal};
-use crate::guest::{Guest, until, until_within};
+use crate::guest::{Guest, until_within};
 use crate::peer_to_peer::go_does_not_arrive;
 
 const FLOW: ControlFlow = ControlFlow::PeerToPeer;
 /// A little longer than the proof that the API server answers is believed: 5 s by the driver, 3 s by the source.
 const PROOF_LAPSES: Duration = Duration::from_secs(9);
+/// What is not begun within half a minute is given up.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(60);
 /// So slow that a busy guest's memory takes longer than that, in Mbit/s.
 const SLOWER: u32 = 30;
 
@@ -68,71 +70,54 @@ async fn while_parted<T>(
     done
 }
 
-/// Before memory travels: it ends at one side or at the other, and whole.
+/// Before memory travels: nothing is begun that needs the record, and the guest stays where it is. Whether that is told
+/// before the API server is back depends on who has to write it.
 async fn in_begin(lab: &mut Lab, parted: Parted) -> anyhow::Result<()> {
     let guest = Guest::start(lab).await?;
-    let attempt = while_parted(lab, parted, async |lab| {
+    let (attempt, meanwhile) = while_parted(lab, parted, async |lab| {
         let attempt = Attempt::order_driven(lab, FLOW, &guest.name, "h2").await?;
-        // It ends by itself, or waits for the record.
-        let journal = attempt.journal(lab, 1)?;
-        until("the migration has begun", async || {
-            Ok(journal.exists().then_some(()))
-        })
-        .await?;
-        let (loaded, aborted) = (attempt.journal(lab, 2)?, journal);
-        until_within(PROOF_LAPSES * 5, "a side has got the guest", async || {
-            let over = journaled(&loaded, "ContIssued") || journaled(&aborted, "Aborted");
-            Ok(over.then_some(()))
-        })
-        .await?;
-        anyhow::Ok(attempt)
+        let meanwhile = attempt.ended_within(lab, GIVEN_UP_WITHIN).await.ok();
+        guest.ticks_at("h1").await?;
+        Ok((attempt, meanwhile))
     })
     .await?;
-    let ended = attempt.settles(lab, guest, &[End::Stays, End::Moved]).await;
-    let ended = ended.with_context(|| format!("{parted:?}"))?;
-    println!(
-        "  {parted:?}: {:?}, {}: {}",
-        ended.end, ended.reason, ended.message
-    );
+    let ended = attempt.settles(lab, guest, &[End::Stays]).await?;
+    let when = if meanwhile.is_some() {
+        "meanwhile"
+    } else {
+        "afterwards"
+    };
+    println!("  {parted:?}, {when}: {}: {}", ended.reason, ended.message);
     lab.wait_until_ready().await
 }
 
-/// The source does not enter the switchover without a recent proof that the API server answers, and does so when there
-/// is one again.
+/// The source does not enter the switchover without a recent proof that the API server answers: a guest whose memory is
+/// through by then stays where it is.
 async fn in_pre_copy(lab: &mut Lab, parted: Parted) -> anyhow::Result<()> {
     let guest = Guest::start_busy(lab).await?;
     lab.network.shape(1, Some(SLOWER))?;
     let outcome = async {
         let attempt = Attempt::order_driven(lab, FLOW, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
-        while_parted(lab, parted, async |lab| {
+        let ended = while_parted(lab, parted, async |lab| {
             let since = Instant::now();
             until_within(PROOF_LAPSES * 2, "the proof has lapsed", async || {
                 Ok((since.elapsed() > PROOF_LAPSES).then_some(()))
             })
             .await?;
             lab.network.shape(1, None)?;
-            // All of its memory is there several times over, and the guest is not stopped.
-            let passes = attempt.passes(lab).await?;
-            until("its memory goes round", async || {
-                Ok((attempt.passes(lab).await? > passes + 3).then_some(()))
-            })
-            .await?;
-            ensure!(
-                !journaled(&attempt.journal(lab, 1)?, "Sealed"),
-                "the guest was stopped without a proof of the path"
-            );
-            anyhow::Ok(())
+            attempt.ended_within(lab, GIVEN_UP_WITHIN).await
         })
         .await?;
+        let sealed = journaled(&attempt.journal(lab, 1)?, "Sealed");
+        ensure!(!sealed, "the guest was stopped without a proof of the path");
+        println!("  {parted:?}: {}: {}", ended.reason, ended.message);
         anyhow::Ok(attempt)
     }
     .await;
     lab.network.shape(1, None)?;
-    let attempt = outcome?;
-    attempt.is_complete(lab).await?;
-    attempt.settles(lab, guest, &[End::Moved]).await?;
-    Ok(())
+    outcome?.settles(lab, guest, &[End::Stays]).await?;
+    lab.wait_until_ready().await
 }
 
 /// Go is said and obeyed without the API server. Where the source's host does not reach it, the source's copy is kept

@@ -103,12 +103,6 @@ impl Attempt {
         .await
     }
 
-    /// How often the hypervisor has gone round the guest's memory, as far as that is told.
-    pub async fn passes(&self, lab: &Lab) -> anyhow::Result<i64> {
-        let progress = self.status(lab).await?.progress;
-        Ok(progress.map_or(0, |progress| progress.iteration))
-    }
-
     /// Waits until the status says that godwit cannot go on, and why; tells the words.
     pub async fn needs_decision(&self, lab: &Lab, reason: &str) -> anyhow::Result<String> {
         let mut last = None;

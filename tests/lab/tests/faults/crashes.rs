@@ -154,7 +154,7 @@ impl Held {
         let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
         if flow == ControlFlow::PeerToPeer && seal == Seal::Unsealed {
             // The agent itself takes the connection in, and is not needed for what comes over it.
-            takes_in(lab, &guest).await?;
+            takes_in(lab).await?;
             processes::signal(&holder, Signal::STOP);
         } else {
             let entry = match seal {
@@ -175,19 +175,21 @@ impl Held {
             attempt,
             holder,
         };
-        let ready = held.is_before_go(lab, seal).await;
+        let ready = held.is_before_go(lab, flow, seal).await;
         if ready.is_err() {
             held.release();
         }
         ready.map(|()| held)
     }
 
-    async fn is_before_go(&self, lab: &mut Lab, seal: Seal) -> anyhow::Result<()> {
+    async fn is_before_go(&self, lab: &mut Lab, flow: ControlFlow, seal: Seal) -> anyhow::Result<()> {
         loaded(lab).await?;
         let journal = self.attempt.journal(lab, 1)?;
         ensure!(!journaled(&journal, "GoSent"), "Go was said already");
+        // An idle guest whose path was proved long before is now and then stopped faster than its hypervisor ends.
+        let either = flow == ControlFlow::PeerToPeer && seal == Seal::Unsealed;
         ensure!(
-            journaled(&journal, "Sealed") == (seal == Seal::Sealed),
+            either || journaled(&journal, "Sealed") == (seal == Seal::Sealed),
             "the source is not {seal:?}"
         );
         Ok(())
@@ -356,46 +358,56 @@ async fn restarted(lab: &mut Lab, who: Restarted, after: u64) -> anyhow::Result<
 pub async fn loaded(lab: &mut Lab) -> anyhow::Result<()> {
     let host = lab.host(2)?;
     until("the guest is loaded", async || {
-        Ok(streams(host)?.is_empty().then_some(()))
+        Ok((streams(host)? == 0).then_some(()))
     })
     .await
 }
 
-/// Waits until the destination's hypervisor has got the connection over which memory comes.
-async fn takes_in(lab: &mut Lab, guest: &Guest) -> anyhow::Result<()> {
-    until("the destination's hypervisor has the stream", async || {
-        let Ok(hypervisor) = guest.process(lab, 2) else {
-            return Ok(None);
-        };
-        let sockets = streams(lab.host(2)?)?;
-        // It may end while it is looked at.
-        let Ok(open) = std::fs::read_dir(format!("/proc/{}/fd", hypervisor.pid)) else {
-            return Ok(None);
-        };
-        let has = open
-            .flatten()
-            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-            .any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()));
-        Ok(has.then_some(()))
+/// Waits until the destination's hypervisor reads what comes over its connection: the agent has read the first few
+/// bytes only, and is not needed for the rest.
+async fn takes_in(lab: &mut Lab) -> anyhow::Result<()> {
+    const MORE_THAN_THE_AGENT: u64 = 16 * 1024;
+    let host = lab.host(2)?;
+    until("the destination's hypervisor reads the stream", async || {
+        let output = host
+            .command(std::path::Path::new("ss"))
+            .args(["-HtinO", "state", "established"])
+            .output()?;
+        let table = String::from_utf8_lossy(&output.stdout).into_owned();
+        let read = table.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let port: u16 = fields.get(2)?.rsplit_once(':')?.1.parse().ok()?;
+            let unread: u64 = fields.first()?.parse().ok()?;
+            let received = fields
+                .iter()
+                .find_map(|field| field.strip_prefix("bytes_received:"))?;
+            let received: u64 = received.parse().ok()?;
+            is_migration_port(port).then_some(received.saturating_sub(unread))
+        });
+        Ok((read.max() > Some(MORE_THAN_THE_AGENT)).then_some(()))
     })
     .await
 }
 
-/// The connections to a host's migration ports, as its processes have them open.
-fn streams(host: &hosts::Host) -> anyhow::Result<Vec<String>> {
+fn is_migration_port(port: u16) -> bool {
+    let (first, last) = hosts::MIGRATION_PORTS;
+    (first..=last).contains(&port)
+}
+
+/// How many connections there are to a host's migration ports.
+fn streams(host: &hosts::Host) -> anyhow::Result<usize> {
     let output = host
         .command(std::path::Path::new("cat"))
         .arg("/proc/net/tcp")
         .output()?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (first, last) = hosts::MIGRATION_PORTS;
-    let open = table.lines().filter_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let port = u16::from_str_radix(fields.get(1)?.rsplit_once(':')?.1, 16).ok()?;
-        let established = *fields.get(3)? == "01" && (first..=last).contains(&port);
-        established.then_some(format!("socket:[{}]", fields.get(9)?))
+    let ports = table.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, _, state) = (fields.next()?, fields.next()?, fields.next()?);
+        let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
+        (state == "01").then_some(port)
     });
-    Ok(open.collect())
+    Ok(ports.filter(|port| is_migration_port(*port)).count())
 }
 
 /// Over the whole of a migration, which takes a good half second: not every moment has a name.

@@ -9,6 +9,7 @@
 )]
 
 mod acts;
+mod api_server;
 mod attempt;
 mod crashes;
 mod early;
@@ -24,6 +25,11 @@ mod tickets;
 use std::process::ExitCode;
 
 use acts::{the_guest_panics, the_guest_powers_off, the_guest_resets};
+use api_server::{
+    the_api_server_is_out_of_reach_after_cont, the_api_server_is_out_of_reach_and_go_is_lost,
+    the_api_server_is_out_of_reach_in_begin, the_api_server_is_out_of_reach_when_go_is_said,
+    the_api_server_is_out_of_reach_while_memory_travels,
+};
 use crashes::{
     controller_restarted_at_any_moment, destination_agent_killed_after_cont,
     destination_agent_killed_after_go, destination_agent_killed_before_go_sealed,
@@ -59,8 +65,8 @@ use links::{
 use peer_to_peer::{
     peer_to_peer_a_destination_that_stays_away_is_named, peer_to_peer_a_hypervisor_killed_in_pre_copy,
     peer_to_peer_an_agent_or_the_controller_killed_in_pre_copy, peer_to_peer_anybody_killed_after_cont,
-    peer_to_peer_anybody_killed_after_go, peer_to_peer_anybody_killed_before_go_sealed,
-    peer_to_peer_anybody_killed_before_go_unsealed, peer_to_peer_anybody_killed_in_begin,
+    peer_to_peer_anybody_killed_after_go, peer_to_peer_anybody_killed_before_go,
+    peer_to_peer_anybody_killed_before_go_sealed, peer_to_peer_anybody_killed_in_begin,
     peer_to_peer_anybody_killed_in_prepare,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
@@ -123,10 +129,12 @@ fn main() -> ExitCode {
             peer_to_peer_anybody_killed_in_begin,
             peer_to_peer_anybody_killed_in_prepare,
             peer_to_peer_a_hypervisor_killed_in_pre_copy,
-            peer_to_peer_anybody_killed_before_go_unsealed,
+            peer_to_peer_anybody_killed_before_go,
             peer_to_peer_anybody_killed_after_go,
             peer_to_peer_anybody_killed_after_cont,
-            peer_to_peer_a_destination_that_stays_away_is_named;
+            peer_to_peer_a_destination_that_stays_away_is_named,
+            the_api_server_is_out_of_reach_when_go_is_said,
+            the_api_server_is_out_of_reach_after_cont;
             long:
             a_host_is_out_of_reach_while_memory_travels,
             memory_that_does_not_arrive_any_more_is_given_up,
@@ -134,6 +142,9 @@ fn main() -> ExitCode {
             a_broken_link_at_any_moment,
             peer_to_peer_an_agent_or_the_controller_killed_in_pre_copy,
             peer_to_peer_anybody_killed_before_go_sealed,
+            the_api_server_is_out_of_reach_in_begin,
+            the_api_server_is_out_of_reach_while_memory_travels,
+            the_api_server_is_out_of_reach_and_go_is_lost,
         ],
     )
 }

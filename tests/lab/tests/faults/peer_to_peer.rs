@@ -109,7 +109,8 @@ pub async fn peer_to_peer_anybody_killed_before_go_sealed(lab: &mut Lab) -> anyh
     Ok(())
 }
 
-pub async fn peer_to_peer_anybody_killed_before_go_unsealed(lab: &mut Lab) -> anyhow::Result<()> {
+/// The guest is idle: it is moved unsealed, or nearly always.
+pub async fn peer_to_peer_anybody_killed_before_go(lab: &mut Lab) -> anyhow::Result<()> {
     for (victim, end) in LOADED {
         let ended = before_go(lab, FLOW, Seal::Unsealed, victim, &[end]).await;
         ended.with_context(|| format!("{victim:?}"))?;
