@@ -25,11 +25,12 @@ use crate::ways::{ask, limit, no_relay_is_left, relays};
 pub const TRICKLE: &str = "1Mi";
 
 /// As fast as a guest's memory travels when its switchover is to be met: slowly enough for the source's agent to stop
-/// the guest before the hypervisor finds nothing left to send.
-const BRISK: &str = "32Mi";
+/// the guest before the hypervisor finds nothing left to send. On a machine so busy that the guest hardly changes its
+/// memory, or the agent hardly looks, that is slower.
+const BRISK: [&str; 3] = ["32Mi", "16Mi", "8Mi"];
 
-/// Changes its memory all the time, not much slower than [`BRISK`].
-const BUSY: &str = "godwit.fill=8M godwit.dirty=20M godwit.working_set=8M";
+/// Changes its memory faster than [`BRISK`], and never so much of it that the rest would take long.
+const BUSY: &str = "godwit.fill=8M godwit.dirty=40M godwit.working_set=1M";
 
 /// How often a guest may be past a moment before it is met.
 const MOST_LATE: u32 = 10;
@@ -97,6 +98,7 @@ pub struct Trip {
     pub way: Way,
     pub from: usize,
     pub to: usize,
+    brisk: &'static str,
 }
 
 impl Traveller {
@@ -127,11 +129,13 @@ impl Traveller {
         ask(lab, &self.guest, &name, &lab.hosts[to - 1], spec).await?;
         let uid = migrations(lab).get(&name).await?.uid().context("a UID")?;
         let attempt = Attempt { name, uid };
+        let slower = usize::try_from(self.late)?.min(BRISK.len() - 1);
         Ok(Trip {
             attempt,
             way,
             from,
             to,
+            brisk: BRISK[slower],
         })
     }
 
@@ -253,7 +257,7 @@ pub async fn at<T: Send + 'static>(
     }
     let found = find(lab)?;
     let (driver, obeying) = (trip.driver(lab)?, agent(lab, trip.to)?);
-    let brisk = limit(lab, &trip.attempt.name, BRISK);
+    let brisk = limit(lab, &trip.attempt.name, trip.brisk);
     if moment == Moment::Cont {
         let (done, brisk) = tokio::join!(when_journaled(destination, "ContIssued", || deed(found)), brisk);
         brisk?;
