@@ -46,6 +46,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("godwit-cli", &["godwit-crds"]),
     ("godwit-guest", &[]),
+    // Made-up bytes for whatever reads another's.
+    (
+        "godwit-fuzz",
+        &[
+            "godwit-agent",
+            "godwit-handover",
+            "godwit-protocol",
+            "godwit-relay",
+            "godwit-tls",
+        ],
+    ),
     // The lab meets agent, controller and CLI as programs, as a user does.
     // The bench drives a relay as an agent does, and tests of identities call agents as a stranger would.
     (
