@@ -9,7 +9,6 @@ use godwit_protocol::{AGENT_PORT, TrustDomain};
 use serde::{Deserialize, Deserializer};
 
 use crate::guests::{UserRange, words};
-use crate::sandbox::Network;
 
 /// The agent's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -65,9 +64,6 @@ pub struct Config {
     /// User ids that guests run as, one each, where the agent is root.
     #[serde(default)]
     pub guest_users: GuestUsers,
-    /// What of the network guests' processes reach.
-    #[serde(default)]
-    pub guest_network: GuestNetwork,
     /// Memory that guests do not get, for example `512Mi`.
     #[serde(default = "memory_reserve")]
     pub memory_reserve: String,
@@ -182,28 +178,6 @@ impl Default for GuestUsers {
 
 fn trust_domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TrustDomain, D::Error> {
     TrustDomain::new(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-}
-
-/// What of the network guests' hypervisor processes reach by themselves. The guests' own interfaces are no matter of
-/// this.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GuestNetwork {
-    /// Nothing: they get their sockets from the agent.
-    #[default]
-    Isolated,
-    /// The agent's network, for native streams over several connections, which the hypervisors make themselves. A
-    /// guest keeps what it was started with.
-    Migration,
-}
-
-impl From<GuestNetwork> for Network {
-    fn from(network: GuestNetwork) -> Self {
-        match network {
-            GuestNetwork::Isolated => Self::Isolated,
-            GuestNetwork::Migration => Self::Migration,
-        }
-    }
 }
 
 fn listen() -> SocketAddr {
@@ -495,7 +469,6 @@ tls: {ca: /etc/godwit/ca.pem, certificate: /etc/godwit/tls.pem, key: /etc/godwit
         assert_eq!(config.namespace, "godwit-system");
         assert_eq!(config.reserve_bytes(), 512 << 20);
         assert_eq!(config.qemu.accelerator, Accelerator::Auto);
-        assert_eq!(config.guest_network, GuestNetwork::Isolated);
         assert!(!config.refuse_plain_text);
     }
 
@@ -514,7 +487,6 @@ kubeconfig: /etc/godwit/kubeconfig
 namespace: godwit
 qemu: {{binary: /usr/bin/qemu-system-x86_64, accelerator: tcg}}
 guestUsers: {{first: 70000, count: 10}}
-guestNetwork: migration
 refusePlainText: true
 memoryReserve: 2Gi
 "
@@ -522,7 +494,6 @@ memoryReserve: 2Gi
         .unwrap();
         assert_eq!(config.trust_domain.as_str(), "prod.example");
         assert_eq!(config.qemu.accelerator, Accelerator::Tcg);
-        assert_eq!(config.guest_network, GuestNetwork::Migration);
         assert!(config.refuse_plain_text);
         assert_eq!(
             config.users(),
