@@ -23,6 +23,7 @@ use crate::guests::Guests;
 use crate::kernel_tls::KernelTls;
 use crate::migration::Migrations;
 use crate::pools::Pools;
+use crate::tunnel::buffers;
 
 /// How often the lease is renewed and the host object looked at.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -259,6 +260,8 @@ impl Publisher {
                 .unwrap_or(Timestamp::MAX),
             unresolved: self.migrations.unresolved(),
             walls_missing: self.guests.walls_missing(),
+            // A host that has no socket left has other conditions that tell it.
+            buffers_small: buffers::probe().map_or_else(|_| Vec::new(), |buffers| buffers.lacks()),
             kernel_tls: self.kernel_tls.clone(),
             stopping: self.stopping,
             pools: published.0,

@@ -40,6 +40,13 @@ pub const ALL_WALLS_STAND: &str = "AllWallsStand";
 /// Something on this host does not allow a wall.
 pub const WALLS_MISSING: &str = "WallsMissing";
 
+/// The condition that says whether what hypervisors send into tunnels has room enough.
+pub const SEND_BUFFERS_FIT: &str = "SendBuffersFit";
+/// It has.
+pub const BUFFERS_LARGE: &str = "BuffersLarge";
+/// A setting of this host makes tunnelled streams slower than they could be.
+pub const BUFFERS_SMALL: &str = "BuffersSmall";
+
 /// The condition that says whether the kernel could encrypt a stream itself.
 pub const KERNEL_TLS: &str = "KernelTls";
 /// It could.
@@ -77,6 +84,8 @@ pub struct Facts {
     pub unresolved: Vec<Unresolved>,
     /// What keeps guests here from being walled off as they should be.
     pub walls_missing: Vec<String>,
+    /// Which send buffers of this host are too small for tunnels, and what to set.
+    pub buffers_small: Vec<String>,
     /// What the kernel said about TLS when the agent began.
     pub kernel_tls: KernelTls,
     /// The agent is being stopped.
@@ -117,6 +126,10 @@ pub fn status(
             guests_isolated(&facts.walls_missing, generation_seen, now),
         );
     }
+    set_condition(
+        &mut conditions,
+        send_buffers_fit(&facts.buffers_small, generation_seen, now),
+    );
     VirtualMachineHostStatus {
         agent_version: Some(env!("CARGO_PKG_VERSION").into()),
         boot_id: Some(facts.boot_id.clone()),
@@ -145,7 +158,13 @@ pub fn status(
 }
 
 /// The conditions that this agent writes.
-const OWN: [&str; 4] = ["Ready", MIGRATIONS_RESOLVED, KERNEL_TLS, GUESTS_ISOLATED];
+const OWN: [&str; 5] = [
+    "Ready",
+    MIGRATIONS_RESOLVED,
+    KERNEL_TLS,
+    GUESTS_ISOLATED,
+    SEND_BUFFERS_FIT,
+];
 
 /// The part of a status that is this agent's to write.
 pub fn own_part(status: &VirtualMachineHostStatus) -> VirtualMachineHostStatus {
@@ -261,6 +280,24 @@ fn guests_isolated(missing: &[String], generation: i64, now: Timestamp) -> Condi
     };
     Condition {
         type_: GUESTS_ISOLATED.into(),
+        status,
+        reason: reason.into(),
+        message: bounded(&message, MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
+/// Whether what hypervisors send into tunnels has room enough, and if not, what to set.
+fn send_buffers_fit(small: &[String], generation: i64, now: Timestamp) -> Condition {
+    let (status, reason, message) = if small.is_empty() {
+        let words = "Tunnelled streams have send buffers of 4 MiB";
+        (ConditionStatus::True, BUFFERS_LARGE, words.to_owned())
+    } else {
+        (ConditionStatus::False, BUFFERS_SMALL, small.join("; "))
+    };
+    Condition {
+        type_: SEND_BUFFERS_FIT.into(),
         status,
         reason: reason.into(),
         message: bounded(&message, MESSAGE),
@@ -387,6 +424,7 @@ mod tests {
             certificate_expires: at(3600),
             unresolved: vec![],
             walls_missing: vec![],
+            buffers_small: vec![],
             kernel_tls: KernelTls::Present,
             stopping: false,
             pools: vec![],
@@ -512,6 +550,8 @@ mod tests {
             MIGRATION_WAITS,
             ALL_WALLS_STAND,
             WALLS_MISSING,
+            BUFFERS_LARGE,
+            BUFFERS_SMALL,
             KERNEL_TLS_PRESENT,
             KERNEL_TLS_MISSING,
             KERNEL_TLS_UNKNOWN,
@@ -520,6 +560,25 @@ mod tests {
         for reason in reasons.into_iter().chain(ours) {
             assert!(hosts.contains(&format!("| `{reason}` |")), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_host_whose_buffers_slow_tunnels_down_says_what_to_set() {
+        let told = |small: &[&str]| {
+            let facts = Facts {
+                buffers_small: small.iter().map(|each| (*each).to_owned()).collect(),
+                ..facts()
+            };
+            let status = status(&facts, &VirtualMachineHostStatus::default(), Some(1), at(0));
+            let mut found = status.conditions.into_iter();
+            let found = found.find(|c| c.type_ == SEND_BUFFERS_FIT).unwrap();
+            (found.status, found.reason, found.message)
+        };
+        let (status, reason, _) = told(&[]);
+        assert_eq!((status, &*reason), (ConditionStatus::True, BUFFERS_LARGE));
+        let (status, reason, message) = told(&["set one", "set another"]);
+        assert_eq!((status, &*reason), (ConditionStatus::False, BUFFERS_SMALL));
+        assert_eq!(message, "set one; set another");
     }
 
     #[test]

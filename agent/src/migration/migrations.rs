@@ -156,6 +156,9 @@ impl Migrations {
         }
         inner.discard_unspoken().await;
         let going_on = |migration: &str| self.attempt(migration) == Attempt::UnderWay;
+        if let Some(tunnels) = &inner.settings.tunnels {
+            tunnels.tidy(going_on).await;
+        }
         inner.settings.guest_network.tidy(going_on).await;
         let weak = Arc::downgrade(inner);
         let pruner = tokio::spawn(async move {

@@ -412,7 +412,16 @@ impl Runner {
             SourceReport::Aborting(_) | SourceReport::Aborted(_)
         );
         if let (true, false, Some(error)) = (self.stream_known, given_up, &status.error) {
-            self.publisher.note(Note::new("StreamFailed", error));
+            // A relay knows better than the hypervisor why a channel did not come to be.
+            let migration = &self.machine.terms().migration;
+            let tunnel = self.tunnel.as_ref().and_then(|tunnel| tunnel.failure(migration));
+            self.publisher.note(match tunnel {
+                Some(why) => Note::new(
+                    "StreamFailed",
+                    format!("The tunnel was not opened: {why} ({error})"),
+                ),
+                None => Note::new("StreamFailed", error),
+            });
         }
         let stream = self.stream_known.then_some(&status);
         for event in observation::at_source(&self.machine.report(), run, stream) {

@@ -5,6 +5,7 @@
 //! path. Connections that ask for a tunnel reach the agent port; the agent passes each on, unread but for its first
 //! message, to the relay of the migration that it names.
 
+pub mod buffers;
 mod meeting;
 mod openings;
 mod process;
@@ -35,9 +36,6 @@ use crate::hypervisor::{Guest, HypervisorError, Place as At, Stream, Way};
 const SCHEME: &str = "tunnel://";
 /// How long a relay may take to answer an order.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How much room a hypervisor's socket is to have for what it sends: with the system's usual 208 KiB a stream is half
-/// as fast. The kernel gives no more than its `net.core.wmem_max`.
-const SEND_BUFFER: usize = 4 << 20;
 
 /// Where relays run and what they are given.
 #[derive(Clone, Debug)]
@@ -313,7 +311,7 @@ impl Tunnels {
                 return Ok((way, None));
             }
             let (hypervisor, far) =
-                hypervisor_pair(SEND_BUFFER).map_err(system("A socket for the hypervisor"))?;
+                hypervisor_pair(buffers::WANTED).map_err(system("A socket for the hypervisor"))?;
             for opening in openings {
                 attached.relay.open(opening, &far)?;
             }
@@ -354,6 +352,19 @@ impl Tunnels {
         });
         if let Err(error) = closed.await {
             tracing::warn!(%error, migration, "a relay may be left");
+        }
+    }
+
+    /// Ends what an agent that crashed left of migrations that are over, or were not begun: relays and sockets. Those
+    /// of migrations that go on stay.
+    pub async fn tidy(&self, goes_on: impl Fn(&str) -> bool) {
+        let inner = self.inner.clone();
+        let found = blocking(move || Ok(inner.found())).await;
+        for migration in found.unwrap_or_default() {
+            if !goes_on(&migration) {
+                tracing::info!(migration, "a relay is left of a migration that does not go on");
+                self.close(&migration, None).await;
+            }
         }
     }
 }
@@ -447,7 +458,7 @@ impl Inner {
             }
         } else {
             let (hypervisor, far) =
-                hypervisor_pair(SEND_BUFFER).map_err(system("A socket for the hypervisor"))?;
+                hypervisor_pair(buffers::WANTED).map_err(system("A socket for the hypervisor"))?;
             for opening in openings {
                 attached.relay.expect(opening, Place::Socket(far.as_fd()))?;
             }
@@ -458,6 +469,20 @@ impl Inner {
             token: Token(secret.as_bytes().to_vec()),
         };
         Ok((channel, inside))
+    }
+
+    /// The migrations of which there is something on this host.
+    fn found(&self) -> std::collections::BTreeSet<String> {
+        let places = [&self.settings.directory, &self.settings.meetings].into_iter();
+        places
+            .filter_map(|place| std::fs::read_dir(place).ok())
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                let migration = name.strip_suffix(".sock")?;
+                Some(Uuid::parse_str(migration).ok()?.as_hyphenated().to_string())
+            })
+            .collect()
     }
 
     /// Where a migration's relay reaches a hypervisor that listens.

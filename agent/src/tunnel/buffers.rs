@@ -1,0 +1,91 @@
+//! How much room this host gives to what a hypervisor sends into a tunnel.
+//!
+//! A UNIX socket's sender is held to its own socket's buffer. The agent makes the socket of a stream over one connection
+//! and asks for [`WANTED`], which the host caps (`net.core.wmem_max`); over several connections the hypervisor makes
+//! them, and has the host's default (`net.core.wmem_default`). A socket is asked, not the kernel's settings: it tells
+//! what it gets, in whatever network the agent is.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::sockopt;
+
+/// With less than this a stream is slower than it could be, in bytes: with the usual 208 KiB half as fast.
+pub const WANTED: usize = 4 << 20;
+
+/// What sockets get, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// One for which [`WANTED`] is asked.
+    pub asked: usize,
+    /// One for which nothing is asked.
+    pub default: usize,
+}
+
+/// Asks a socket.
+///
+/// # Errors
+/// When there is none to be had.
+pub fn probe() -> io::Result<Buffers> {
+    let (socket, _peer) = UnixStream::pair()?;
+    let default = sockopt::socket_send_buffer_size(&socket)?;
+    sockopt::set_socket_send_buffer_size(&socket, WANTED)?;
+    let asked = sockopt::socket_send_buffer_size(&socket)?;
+    Ok(Buffers { asked, default })
+}
+
+impl Buffers {
+    /// What is too small, and what to set; empty where nothing is.
+    pub fn lacks(&self) -> Vec<String> {
+        let kibibytes = |bytes: usize| bytes / 1024;
+        let mut lacks = Vec::new();
+        // The kernel doubles what it grants, for its own bookkeeping.
+        if self.asked < WANTED {
+            lacks.push(format!(
+                "a tunnelled stream over one connection gets a send buffer of {} KiB: set net.core.wmem_max to {WANTED}",
+                kibibytes(self.asked)
+            ));
+        }
+        if self.default < WANTED {
+            lacks.push(format!(
+                "a tunnelled stream over several connections gets send buffers of {} KiB: set net.core.wmem_default \
+                 to {WANTED}",
+                kibibytes(self.default)
+            ));
+        }
+        lacks
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failing test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_tells_what_the_host_gives() {
+        let found = probe().unwrap();
+        assert!(found.asked >= found.default && found.default > 0, "{found:?}");
+        let usual = Buffers {
+            asked: 416 << 10,
+            default: 208 << 10,
+        };
+        let lacks = usual.lacks();
+        assert!(lacks.len() == 2, "{lacks:?}");
+        assert!(
+            lacks
+                .iter()
+                .any(|each| each.contains("416 KiB: set net.core.wmem_max to 4194304"))
+        );
+        assert!(
+            lacks
+                .iter()
+                .any(|each| each.contains("208 KiB: set net.core.wmem_default to 4194304"))
+        );
+        let large = Buffers {
+            asked: 2 * WANTED,
+            default: WANTED,
+        };
+        assert!(large.lacks().is_empty());
+    }
+}
