@@ -106,6 +106,11 @@ impl Cluster {
             .map_err(|_| WatchEnded)
     }
 
+    /// Whether each watch has seen everything once.
+    pub fn has_seen(&self) -> bool {
+        *self.seen.borrow()
+    }
+
     /// Watches over the watches, for all who wait in [`Self::seen`]. To be run once, in the task that runs the
     /// controllers: a store wakes only the last task that has asked it, and each controller asks its own.
     pub async fn wait_until_seen(&self) -> Result<(), WatchEnded> {

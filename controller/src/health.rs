@@ -1,6 +1,6 @@
 //! `/livez` and `/readyz`.
 //!
-//! Alive: the loop that asks for or renews the lead still turns. Ready: the API server has answered that loop lately,
+//! Alive: the certificate is still awaited, or the loop that asks for or renews the lead still turns. Ready: the API server has answered that loop lately,
 //! and, in the leader, each watch has seen everything once.
 
 use std::convert::Infallible;
@@ -29,6 +29,7 @@ pub struct Health {
     started: Instant,
     reached_millis: AtomicU64,
     reached: AtomicBool,
+    awaits_certificate: AtomicBool,
     watching: AtomicBool,
     leading: AtomicBool,
 }
@@ -39,6 +40,7 @@ impl Default for Health {
             started: Instant::now(),
             reached_millis: AtomicU64::new(0),
             reached: AtomicBool::new(false),
+            awaits_certificate: AtomicBool::new(false),
             watching: AtomicBool::new(false),
             leading: AtomicBool::new(false),
         }
@@ -46,11 +48,26 @@ impl Default for Health {
 }
 
 impl Health {
+    /// The work begins only with a certificate, which is asked for.
+    pub fn awaits_certificate(&self) {
+        self.awaits_certificate.store(true, Ordering::Relaxed);
+    }
+
+    /// The certificate is there.
+    pub fn certified(&self) {
+        self.turned();
+        self.awaits_certificate.store(false, Ordering::Relaxed);
+    }
+
     /// The API server has answered.
     pub fn reached(&self) {
+        self.turned();
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    fn turned(&self) {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.reached_millis.store(millis, Ordering::Relaxed);
-        self.reached.store(true, Ordering::Relaxed);
     }
 
     /// This process leads.
@@ -71,6 +88,12 @@ impl Health {
     fn answer(&self, path: &str) -> (StatusCode, &'static str) {
         let silent = self.silent_for();
         match path {
+            // It is asked for again and again; a restart would bring nothing nearer.
+            "/livez" if self.awaits_certificate.load(Ordering::Relaxed) => (StatusCode::OK, "ok\n"),
+            "/readyz" if self.awaits_certificate.load(Ordering::Relaxed) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the signer has given no certificate yet\n",
+            ),
             "/livez" if silent <= ALIVE_WITHIN => (StatusCode::OK, "ok\n"),
             "/livez" => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -149,5 +172,18 @@ mod tests {
         health.watching();
         assert_eq!(health.answer("/readyz").0, StatusCode::OK);
         assert_eq!(health.answer("/").0, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn a_controller_that_waits_for_its_certificate_is_alive_and_not_ready() {
+        let health = Health::default();
+        health.reached();
+        health.awaits_certificate();
+        assert_eq!(health.answer("/livez").0, StatusCode::OK);
+        let (status, words) = health.answer("/readyz");
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(words.contains("certificate"), "{words}");
+        health.certified();
+        assert_eq!(health.answer("/readyz").0, StatusCode::OK);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
-use godwit_identity::{OpenError, Source};
+use godwit_identity::{OpenError, Request, Source};
 use godwit_protocol::{ClientTls, PeerIdentity, TlsFiles};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::controller::{self, Action, Controller};
@@ -47,6 +47,9 @@ pub enum RunError {
     /// The certificates.
     #[error("the certificates cannot be used")]
     Tls(#[from] OpenError),
+    /// No way to a certificate.
+    #[error("neither --tls-certificate and --tls-key nor --certificate-signer are given")]
+    NoCertificate,
     /// The health endpoint.
     #[error("--health-listen cannot be opened")]
     Health(#[source] std::io::Error),
@@ -59,21 +62,25 @@ pub enum RunError {
 /// clean.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let client = client(&config).await?;
-    let files = TlsFiles {
-        authorities: config.tls_ca.clone(),
-        chain: config.tls_certificate.clone(),
-        key: config.tls_key.clone(),
-    };
-    let (credentials, keeper) = Source::Files(files)
-        .open(&PeerIdentity::Controller, &config.trust_domain, &shutdown)
-        .await?;
-    let tls = ClientTls::new(credentials);
-    tokio::spawn(keeper.run(shutdown.clone()));
+    // Before the certificate: the signer may take its time, and a controller that waits for it is well.
     let health = Arc::new(Health::default());
+    health.awaits_certificate();
     if let Some(address) = config.health_listen {
         let listener = health::listen(address).await.map_err(RunError::Health)?;
         tokio::spawn(health::serve(listener, health.clone()));
     }
+    let source = source(&config, &client).ok_or(RunError::NoCertificate)?;
+    let opened = source
+        .open(&PeerIdentity::Controller, &config.trust_domain, &shutdown)
+        .await;
+    let (credentials, keeper) = match opened {
+        Ok(opened) => opened,
+        Err(OpenError::Stopped) => return Ok(()),
+        Err(why @ OpenError::Tls(_)) => return Err(why.into()),
+    };
+    health.certified();
+    let tls = ClientTls::new(credentials);
+    tokio::spawn(keeper.run(shutdown.clone()));
     let me = format!("{}-{}", crate::cluster::NAME, uuid::Uuid::new_v4());
     // Only the lead goes to a name that lasts: what is written into records tells of one process.
     let identity = config.identity.clone().unwrap_or_else(|| me.clone());
@@ -103,6 +110,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     }
     candidate.release().await;
     Ok(())
+}
+
+/// The way to the controller's certificate; none where the command line names none, which it always does.
+fn source(config: &Config, client: &Client) -> Option<Source> {
+    if let (Some(signer), Some(directory)) = (&config.certificate_signer, &config.certificate_directory) {
+        return Some(Source::Request(Box::new(Request {
+            client: client.clone(),
+            signer: signer.clone(),
+            lifetime: Duration::from_secs(config.certificate_lifetime),
+            authorities: config.tls_ca.clone(),
+            directory: directory.clone(),
+        })));
+    }
+    Some(Source::Files(TlsFiles {
+        authorities: config.tls_ca.clone(),
+        chain: config.tls_certificate.clone()?,
+        key: config.tls_key.clone()?,
+    }))
 }
 
 async fn client(config: &Config) -> Result<Client, RunError> {
@@ -204,9 +229,18 @@ pub async fn work(
         tickets.run(stop.clone()),
         ready,
     );
+    // Nothing is reconciled before everything was seen: told to end before that, there is nothing to bring to its end,
+    // and a watch that was stopped would be waited for in vain.
+    let nothing_begun = async {
+        stop.cancelled().await;
+        if cluster.has_seen() {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         () = reconcilers => {}
         _ = beside => {}
+        () = nothing_begun => {}
     }
 }
 

@@ -19,12 +19,15 @@ use crate::process::Process;
 use crate::run::Run;
 use crate::signer::Signer;
 use crate::supervisor::Supervised;
-use crate::{accelerator, cache, chart, initramfs};
+use crate::{accelerator, cache, chart, initramfs, signer};
 
 /// The file names in the pool `default` that test guests boot from.
 pub const KERNEL: &str = "vmlinuz";
 /// See [`KERNEL`].
 pub const INITRAMFS: &str = "initramfs.cpio";
+
+/// The node whose pod the controller is, where it asks the signer.
+const CONTROLLER_NODE: &str = "h1";
 
 /// How long agents may take from their start until their hosts are ready.
 const HOSTS_READY_WITHIN: Duration = Duration::from_secs(30);
@@ -95,7 +98,8 @@ impl LabOptions {
         self
     }
 
-    /// Whether the signer is started and the agents ask it for their certificates. Else they have them from the lab.
+    /// Whether the signer is started, and the agents and the controller ask it for their certificates. Else they have
+    /// them from the lab.
     #[must_use]
     pub fn signer(mut self, start: bool) -> Self {
         self.signer = start;
@@ -125,6 +129,7 @@ pub struct Lab {
     /// The controller's, then the hosts' in their order.
     credentials: Vec<Credentials>,
     controller_kubeconfig: PathBuf,
+    asks_signer: bool,
     programs: PathBuf,
     pool: PathBuf,
     // Last, so that it goes last: it holds the lock on the run's number.
@@ -169,13 +174,20 @@ impl Lab {
         let authority = Authority::new("godwit lab agents")?;
         let certificates = run.directory().join("controller");
         authority.write_controller(&certificates)?;
-        let controller = Credentials::unbound(
-            &control_plane,
-            chart::CONTROLLER_ACCOUNT,
-            run.records(),
-            "controller",
-        )
-        .await?;
+        let account = chart::CONTROLLER_ACCOUNT;
+        let controller = if options.signer {
+            // Who asks the signer must be a pod.
+            Credentials::of_pod(
+                &control_plane,
+                CONTROLLER_NODE,
+                account,
+                run.records(),
+                "controller",
+            )
+            .await?
+        } else {
+            Credentials::unbound(&control_plane, account, run.records(), "controller").await?
+        };
         let controller_kubeconfig = controller.kubeconfig().to_owned();
         let mut credentials = vec![controller];
 
@@ -216,6 +228,7 @@ impl Lab {
             authority,
             credentials,
             controller_kubeconfig,
+            asks_signer: options.signer,
             programs,
             pool,
             run: Some(run),
@@ -334,8 +347,9 @@ impl Lab {
         let (log, directory) = (run.log("controller"), run.directory().to_owned());
         let program = self.programs.join("godwit-controller");
         let kubeconfig = self.controller_kubeconfig.clone();
+        let asks_signer = self.asks_signer;
         let start = move || {
-            let command = controller(&program, &kubeconfig, &directory.join("controller"));
+            let command = controller(&program, &kubeconfig, &directory.join("controller"), asks_signer);
             Process::start(&log, &directory, "controller", command)
         };
         self.controller = Some(Supervised::start(start)?);
@@ -362,6 +376,15 @@ impl Lab {
     /// Kills the signer as `kill -9` does.
     pub fn kill_signer(&mut self) {
         self.signer = None;
+    }
+
+    /// The controller's directory: whom it believes in `ca.crt`, and what the signer gave it in
+    /// `identity/identity.pem`.
+    ///
+    /// # Errors
+    /// When the lab was stopped.
+    pub fn controller_directory(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.run()?.directory().join("controller"))
     }
 
     /// The signer, if it was started and not killed.
@@ -535,17 +558,27 @@ async fn end(part: &mut Process) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn controller(program: &Path, kubeconfig: &Path, certificates: &Path) -> Command {
+fn controller(program: &Path, kubeconfig: &Path, certificates: &Path, asks_signer: bool) -> Command {
     let mut command = Command::new(program);
     command
         .arg("--kubeconfig")
         .arg(kubeconfig)
         .arg("--tls-ca")
-        .arg(certificates.join("ca.crt"))
-        .arg("--tls-certificate")
-        .arg(certificates.join("tls.crt"))
-        .arg("--tls-key")
-        .arg(certificates.join("tls.key"))
+        .arg(certificates.join("ca.crt"));
+    if asks_signer {
+        command
+            .args(["--certificate-signer", signer::NAME, "--certificate-directory"])
+            .arg(certificates.join("identity"))
+            // The shortest there is: it is renewed while a long suite runs.
+            .args(["--certificate-lifetime", "600"]);
+    } else {
+        command
+            .arg("--tls-certificate")
+            .arg(certificates.join("tls.crt"))
+            .arg("--tls-key")
+            .arg(certificates.join("tls.key"));
+    }
+    command
         .args(["--namespace", chart::NAMESPACE])
         // A third of the default, so that a case about silence does not take half a minute.
         .args(["--peer-silence", "10"])

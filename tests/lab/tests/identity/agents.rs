@@ -14,6 +14,7 @@ use godwit_protocol::PeerIdentity;
 use kube::api::PostParams;
 use serde_json::json;
 
+use crate::controllers;
 use crate::wire::{answers, connect, controller, credentials, within};
 
 /// For a migration.
@@ -192,14 +193,16 @@ pub async fn r5_nothing_begins_with_a_certificate_that_ends_too_soon(lab: &mut L
 pub async fn renewal_breaks_no_connection(lab: &mut Lab) -> anyhow::Result<()> {
     let tls = controller(&lab.authority, lab.authority.certificate())?;
     let client = connect(lab, 1, "h1", &tls).await?;
-    let before = std::fs::read(kept(&lab.hosts[0]))?;
+    let both = [kept(&lab.hosts[0]), controllers::kept(lab)?];
+    let read = || both.iter().map(std::fs::read).collect::<Result<Vec<_>, _>>();
+    let before = read()?;
     within(
         Duration::from_secs(420),
-        "the certificate is renewed",
+        "the agent's and the controller's certificates are renewed",
         &mut async || {
             answers(&client).await?;
-            let now = std::fs::read(kept(&lab.hosts[0]))?;
-            Ok((now != before).then_some(()))
+            let renewed = read()?.iter().zip(&before).all(|(now, before)| now != before);
+            Ok(renewed.then_some(()))
         },
     )
     .await?;

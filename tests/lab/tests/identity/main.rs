@@ -9,6 +9,7 @@
 )]
 
 mod agents;
+mod controllers;
 mod pods;
 mod requests;
 mod rights;
@@ -21,6 +22,9 @@ use agents::{
     a_guest_moves_between_agents_with_certificates_from_the_signer, a_restarted_agent_needs_no_signer,
     r1_each_agent_has_the_certificate_of_its_own_host,
     r5_nothing_begins_with_a_certificate_that_ends_too_soon, renewal_breaks_no_connection,
+};
+use controllers::{
+    r1_the_controller_has_a_certificate_of_its_own, r4_the_controllers_token_gets_no_hosts_certificate,
 };
 use godwit_lab::{LabOptions, cases};
 use pods::{
@@ -40,11 +44,13 @@ fn main() -> ExitCode {
         LabOptions::new("identity").signer(true),
         cases![
             r1_each_agent_has_the_certificate_of_its_own_host,
+            r1_the_controller_has_a_certificate_of_its_own,
             a_restarted_agent_needs_no_signer,
             r1_an_agent_gets_the_certificate_of_its_own_node_alone,
             r1_a_token_without_a_pod_gets_nothing,
             r4_claims_are_the_api_servers_and_not_the_requesters,
             r4_other_accounts_get_nothing,
+            r4_the_controllers_token_gets_no_hosts_certificate,
             r4_nobody_approves_for_the_signer,
             r1_only_the_signer_signs_and_it_does_nothing_else,
             r1_a_pod_gets_the_certificate_of_its_node,

@@ -95,11 +95,6 @@ pub async fn r4_other_accounts_get_nothing(lab: &mut Lab) -> anyhow::Result<()> 
     let signer = credentials::client(&lab.control_plane, &token).await?;
     let refused = ask(&signer, &lab.client(), &request(&key, &host_identity("h1"))).await;
     ensure!(refused.is_err(), "{refused:?}");
-    // The controller's may not ask either: its certificate comes from its pod.
-    let token = credentials::pod_bound_token(&lab.client(), "h1", chart::CONTROLLER_ACCOUNT).await?;
-    let account = credentials::client(&lab.control_plane, &token).await?;
-    let refused = ask(&account, &lab.client(), &request(&key, &host_identity("h1"))).await;
-    ensure!(refused.is_err(), "{refused:?}");
     // A certificate of another authority opens nothing, whatever it says.
     let stranger = godwit_lab::certificates::Authority::new("a stranger")?;
     let fault = connect(lab, 1, "h1", &controller(&stranger, lab.authority.certificate())?)

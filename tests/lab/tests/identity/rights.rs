@@ -52,7 +52,7 @@ pub async fn r1_only_the_signer_signs_and_it_does_nothing_else(lab: &mut Lab) ->
         ("approve", "signers.certificates.k8s.io", others, &[]),
         ("update", "certificatesigningrequests/status.certificates.k8s.io", "some", &[SIGNER]),
         ("update", "certificatesigningrequests/approval.certificates.k8s.io", "some", &[SIGNER]),
-        ("create", "certificatesigningrequests.certificates.k8s.io", "", &[chart::AGENT_ACCOUNT]),
+        ("create", "certificatesigningrequests.certificates.k8s.io", "", &[chart::CONTROLLER_ACCOUNT, chart::AGENT_ACCOUNT]),
         ("update", "podcertificaterequests/status.certificates.k8s.io", "some", &[SIGNER]),
         ("create", "podcertificaterequests.certificates.k8s.io", "", &[]),
         ("patch", "clustertrustbundles.certificates.k8s.io", bundle, &[SIGNER]),

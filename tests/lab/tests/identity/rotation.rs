@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
 
+use crate::controllers;
 use crate::wire::{answers, connect, controller, eventually};
 
 /// Waits until both the ClusterTrustBundle and the ConfigMap hold these roots, in this order.
@@ -43,10 +44,10 @@ fn joined(roots: &[&str]) -> String {
     roots.iter().map(|root| plain(root)).collect()
 }
 
-/// Writes what agents believe, as the kubelet does with the published roots.
+/// Writes what agents and controller believe, as the kubelet does with the published roots.
 fn believed(lab: &Lab, roots: &str) -> anyhow::Result<()> {
-    for host in &lab.hosts {
-        let directory = host.directory.join("tls");
+    let hosts = lab.hosts.iter().map(|host| host.directory.join("tls"));
+    for directory in hosts.chain([lab.controller_directory()?]) {
         write_secret(&directory.join("ca.crt.new"), roots)?;
         std::fs::rename(directory.join("ca.crt.new"), directory.join("ca.crt"))?;
     }
@@ -110,12 +111,15 @@ pub async fn r5_two_roots_hold_during_a_rotation(lab: &mut Lab) -> anyhow::Resul
 
     // When the last certificate of the old authority has ended, it is believed no more.
     anew(lab, 2).await?;
+    controllers::anew(lab).await?;
+    let controllers_own = controllers::own(lab, &next_root).await?;
     lab.signer().context("no signer")?.publish_too("")?;
     published(lab, &[&next_root]).await?;
     believed(lab, &next_root)?;
     let by_old = controller(&lab.authority, &next_root)?;
     let by_next = controller(&next, &next_root)?;
     let kept = let_in(lab, 1, &by_next).await?;
+    answers(&let_in(lab, 2, &controllers_own).await?).await?;
     eventually("the old authority is believed no more", async || {
         match connect(lab, 1, "h1", &by_old).await {
             Ok(_) => Ok(None),
@@ -134,6 +138,8 @@ pub async fn r5_two_roots_hold_during_a_rotation(lab: &mut Lab) -> anyhow::Resul
     signer.issue_with(&lab.authority)?;
     published(lab, &[&old_root]).await?;
     believed(lab, &old_root)?;
+    controllers::anew(lab).await?;
+    controllers::own(lab, &old_root).await?;
     anew(lab, 1).await?;
     anew(lab, 2).await
 }
