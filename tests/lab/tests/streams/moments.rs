@@ -29,8 +29,11 @@ pub const TRICKLE: &str = "1Mi";
 /// memory, or the agent hardly looks, that is slower.
 const BRISK: [&str; 3] = ["32Mi", "16Mi", "8Mi"];
 
+/// What the source's link carries then, in Mbit/s.
+const SLOW: u32 = 160;
+
 /// Changes its memory faster than [`BRISK`], and never so much of it that the rest would take long.
-const BUSY: &str = "godwit.fill=8M godwit.dirty=40M godwit.working_set=1M";
+const BUSY: &str = "godwit.fill=8M godwit.dirty=40M godwit.working_set=4M";
 
 /// How often a guest may be past a moment before it is met.
 const MOST_LATE: u32 = 10;
@@ -226,12 +229,31 @@ pub async fn travels(lab: &Lab, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does something at a moment of a migration that was just ordered. `find` looks for what the deed needs, so that the
+/// Does something at a moment of a migration that was just ordered, on a link on which the last of the memory takes
+/// its time, where links can be shaped. `find` looks for what the deed needs, so that the
 /// deed itself takes no time.
 ///
 /// False: the migration was past that moment before the deed. It happens where a hypervisor has nothing left to send
 /// before its agent looks; the deed is not done then.
 pub async fn at<T: Send + 'static>(
+    lab: &mut Lab,
+    trip: &Trip,
+    moment: Moment,
+    find: impl FnMut(&mut Lab) -> anyhow::Result<T>,
+    deed: impl FnOnce(T) -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<bool> {
+    let slow = moment > Moment::PreCopy && lab.network.separate();
+    if slow {
+        lab.network.shape(trip.from, Some(SLOW))?;
+    }
+    let done = met(lab, trip, moment, find, deed).await;
+    if slow {
+        lab.network.shape(trip.from, None)?;
+    }
+    done
+}
+
+async fn met<T: Send + 'static>(
     lab: &mut Lab,
     trip: &Trip,
     moment: Moment,
