@@ -22,9 +22,6 @@ const SEND: usize = 256 * 1024;
 /// What is received from the other host at once, in bytes.
 pub(crate) const RECEIVE: usize = 256 * 1024;
 
-/// From how many bytes on, sent at once, the sending thread gives way.
-const GIVE_WAY: usize = SEND / 4;
-
 /// How many pieces of plaintext are written at once: more than there are full records in what is received at once.
 const PIECES: usize = 32;
 
@@ -166,11 +163,6 @@ impl Wires<'_> {
                 return;
             }
             self.counters.sent.fetch_add(read as u64, Ordering::Relaxed);
-            if read >= GIVE_WAY {
-                // Where the cores are busy, a message on its way back would wait for the end of this thread's slice, some
-                // milliseconds. Where they are not, this does nothing.
-                rustix::thread::sched_yield();
-            }
         }
     }
 
