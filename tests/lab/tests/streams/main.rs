@@ -23,6 +23,7 @@ mod pairs;
 mod played;
 #[path = "../moves/setting.rs"]
 mod setting;
+mod several;
 mod strangers;
 #[path = "../moves/traces.rs"]
 mod traces;
@@ -49,6 +50,10 @@ use native_several::{
     hypervisors_connect_themselves_and_reach_nothing_else, the_migration_network_goes_with_its_migration,
 };
 use pairs::{nor_does_anything_else_that_breaks_one, what_breaks_one_migration_does_not_touch_another};
+use several::{
+    a_channel_that_never_comes_ends_the_migration, memory_is_spread_over_several_connections,
+    several_connections_outlive_agents_and_fall_with_a_relay,
+};
 use strangers::{
     a_source_that_breaks_other_rules_is_refused_too, a_source_that_breaks_the_rules_is_refused_by_name,
     strangers_get_no_channel,
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
             encrypted_by_default,
             tunnelled,
             a_limit_is_kept_and_changed,
+            memory_is_spread_over_several_connections,
             hypervisors_connect_themselves_and_reach_nothing_else,
             the_migration_network_goes_with_its_migration,
             an_agent_killed_in_mid_stream_takes_the_tunnel_up_again,
@@ -84,6 +90,8 @@ fn main() -> ExitCode {
             strangers_at_the_agent_port,
             plain_text_is_refused_where_a_host_forbids_it;
             long:
+            several_connections_outlive_agents_and_fall_with_a_relay,
+            a_channel_that_never_comes_ends_the_migration,
             either_relay_killed_in_each_phase_in_both_flows,
             a_hypervisor_killed_while_a_tunnel_carries_its_memory,
             an_agent_killed_in_each_phase_of_a_tunnelled_move,
