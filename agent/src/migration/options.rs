@@ -63,6 +63,10 @@ pub fn judge(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) 
 
 /// Whether hypervisors can have connections of their own between these addresses.
 fn network(stream: StreamOptions, host: Host<'_>) -> Result<(), String> {
+    // With QEMU 10.0.2 the source's process has ended once in several cancels of such a stream, and the guest with it.
+    if stream.encrypted {
+        return Err("encrypted, its cancellation is not known to leave the guest unharmed".into());
+    }
     host.network?;
     let Some(source) = stream.source_address else {
         return Err("the source's migration address is not known".into());
@@ -152,6 +156,11 @@ mod tests {
             ..StreamOptions::PLAIN
         };
         judge(several, ALL, HOST).unwrap();
+        let encrypted = StreamOptions {
+            encrypted: true,
+            ..several
+        };
+        assert!(message(encrypted, ALL, HOST).contains("cancellation"));
         let unknown = StreamOptions {
             source_address: None,
             ..several

@@ -23,7 +23,11 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 const UNANSWERED: Duration = Duration::from_millis(1500);
 
 fn several(more: Value) -> Value {
-    let mut all = json!({"transport": "Native", "tuning": {"parallelConnections": 4}});
+    let mut all = json!({
+        "transport": "Native",
+        "security": {"require": "None"},
+        "tuning": {"parallelConnections": 4},
+    });
     let (fields, more) = (all.as_object_mut().unwrap(), more.as_object().unwrap().clone());
     fields.extend(more);
     all
@@ -195,7 +199,20 @@ pub async fn hypervisors_connect_themselves_and_reach_nothing_else(lab: &mut Lab
     }
     clear(lab).await?;
     let guest = start(lab, heavy("direct")).await?;
-    // Encrypted, driven by the controller.
+    // Encrypted it is not served.
+    let encrypted = several(json!({"security": {"require": "Encrypted"}}));
+    ask(lab, &guest, "direct-0", &lab.hosts[1], encrypted).await?;
+    let failure = ended(lab, "direct-0")
+        .await?
+        .status
+        .and_then(|status| status.failure);
+    ensure!(
+        failure
+            .as_ref()
+            .is_some_and(|failure| failure.reason == "StreamNotServed"),
+        "{failure:?}"
+    );
+    // Driven by the controller.
     ask(lab, &guest, "direct-1", &lab.hosts[1], slowly()).await?;
     travels(lab, "direct-1").await?;
     let (source, destination) = (hypervisor(&lab.hosts[0])?, hypervisor(&lab.hosts[1])?);
@@ -205,7 +222,7 @@ pub async fn hypervisors_connect_themselves_and_reach_nothing_else(lab: &mut Lab
     is_walled_in(lab, &destination, None)?;
     limit(lab, "direct-1", "0").await?;
     let status = succeeds(lab, "direct-1").await?.status.context("a status")?;
-    ensure!(status.channel == Some(ChannelSecurity::Encrypted), "{status:?}");
+    ensure!(status.channel == Some(ChannelSecurity::PlainText), "{status:?}");
     let network = Some(HypervisorNetwork::MigrationPeer);
     ensure!(status.hypervisor_network == network, "{status:?}");
     lives_on(lab, &guest, 2, 2).await?;
@@ -216,9 +233,9 @@ pub async fn hypervisors_connect_themselves_and_reach_nothing_else(lab: &mut Lab
         guest.observer.verdict()
     );
     nothing_is_plugged(lab).await?;
-    // And back, in plain text, driven by the source.
-    let plain = json!({"security": {"require": "None"}, "controlFlow": "PeerToPeer"});
-    ask(lab, &guest, "direct-2", &lab.hosts[0], several(plain)).await?;
+    // And back, driven by the source.
+    let back = several(json!({"controlFlow": "PeerToPeer"}));
+    ask(lab, &guest, "direct-2", &lab.hosts[0], back).await?;
     let status = succeeds(lab, "direct-2").await?.status.context("a status")?;
     ensure!(status.channel == Some(ChannelSecurity::PlainText), "{status:?}");
     ensure!(status.hypervisor_network == network, "{status:?}");
