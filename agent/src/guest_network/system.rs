@@ -219,9 +219,12 @@ async fn command(program: &'static str, arguments: &[&str], input: &str) -> Resu
     let output = timeout(DEADLINE, run)
         .await
         .map_err(|_| failed(format!("no end within {} s", DEADLINE.as_secs())))?
-        .map_err(|error| match error.kind() {
-            ErrorKind::NotFound => failed("it is not installed on this host".into()),
-            _ => failed(format!("it does not run: {error}")),
+        .map_err(|error| {
+            failed(if error.kind() == ErrorKind::NotFound {
+                "it is not installed on this host".into()
+            } else {
+                format!("it does not run: {error}")
+            })
         })?;
     judged(program, output)
 }
