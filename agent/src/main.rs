@@ -20,7 +20,6 @@ use godwit_agent::identity;
 use godwit_agent::kernel_tls;
 use godwit_agent::migration::{self, Drivers, Migrations};
 use godwit_agent::pools::Pools;
-use godwit_agent::sandbox::Network;
 use godwit_agent::server::AgentService;
 use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
@@ -165,7 +164,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
             pools: pools.clone(),
             taps: Arc::new(IpCommand),
             users: geteuid().is_root().then(|| config.users()),
-            network: Network::Isolated,
             cgroups: Cgroups::discover(),
         },
         hypervisor.clone(),

@@ -220,7 +220,6 @@ impl Inner {
             taps: entry.taps.clone(),
             directory,
             user: entry.user,
-            network: self.settings.network,
             start,
         };
         let launched = self.hypervisor.launch(launch).await;

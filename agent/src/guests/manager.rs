@@ -22,7 +22,6 @@ use crate::cgroup::Cgroups;
 use crate::hypervisor::{Hypervisor, HypervisorFacts, RunState, Start};
 use crate::migration::Records;
 use crate::pools::Pools;
-use crate::sandbox::Network;
 use crate::state::{RecordFile, StateError};
 use crate::taps::Taps;
 
@@ -45,8 +44,6 @@ pub struct Settings {
     pub taps: Arc<dyn Taps>,
     /// Users to run guests as, one each; `None` where the agent is not root.
     pub users: Option<UserRange>,
-    /// What of the network their processes reach.
-    pub network: Network,
     /// Where their processes are put.
     pub cgroups: Cgroups,
 }

@@ -18,7 +18,6 @@ use crate::cgroup::Cgroups;
 use crate::hypervisor::{Guest, GuestEventKind, HypervisorError, RunState, Start};
 use crate::migration::Records;
 use crate::pools::Pools;
-use crate::sandbox::Network;
 use crate::state::RecordFile;
 use crate::taps::{TapError, Taps};
 
@@ -90,7 +89,6 @@ impl World {
             pools: Pools::new(BTreeMap::from([("default".into(), self.path("pool"))]), vec![]),
             taps: self.taps.clone(),
             users,
-            network: Network::Isolated,
             cgroups: Cgroups::default(),
         };
         let guests = Guests::open(settings, self.hypervisor.clone()).unwrap();

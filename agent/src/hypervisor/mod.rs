@@ -18,8 +18,6 @@ use godwit_handover::Gates;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use crate::sandbox::Network;
-
 /// A hypervisor installed on this host.
 #[async_trait]
 pub trait Hypervisor: Send + Sync {
@@ -93,8 +91,6 @@ pub struct Launch {
     pub directory: PathBuf,
     /// The unprivileged user and group id to run as; `None` where the agent itself is not root.
     pub user: Option<u32>,
-    /// What of the network the process reaches, for as long as it lives.
-    pub network: Network,
     /// Whether the guest boots, or waits for a migration stream.
     pub start: Start,
 }

@@ -16,8 +16,8 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
+use super::Wall;
 use super::root::Root;
-use super::{Network, Wall};
 
 /// The host's name as a guest's process sees it.
 const HOST_NAME: &[u8] = b"guest";
@@ -28,7 +28,6 @@ const CAPABILITIES: u32 = 64;
 /// Everything that is needed after the fork.
 pub(super) struct Plan {
     pub(super) user: Option<u32>,
-    pub(super) network: Network,
     pub(super) root: Option<Root>,
     /// Gets the wall's number if one cannot be built.
     pub(super) verdict: OwnedFd,
@@ -62,7 +61,7 @@ fn build(plan: &Plan) -> Result<(), (Wall, Errno)> {
     setrlimit(Resource::Core, none).map_err(at(Wall::CoreDumps))?;
     dump_no_memory().map_err(at(Wall::CoreDumps))?;
     if let Some(root) = &plan.root {
-        unshare(plan.network).map_err(at(Wall::Namespaces))?;
+        unshare().map_err(at(Wall::Namespaces))?;
         rustix::system::sethostname(HOST_NAME).map_err(at(Wall::Namespaces))?;
         root.enter().map_err(at(Wall::Files))?;
     }
@@ -89,12 +88,8 @@ fn dump_no_memory() -> Result<(), Errno> {
     unsafe_code,
     reason = "the safe form is deprecated, for what no flag given here does"
 )]
-fn unshare(network: Network) -> Result<(), Errno> {
-    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    match network {
-        Network::Isolated => flags |= UnshareFlags::NEWNET,
-        Network::Migration => {}
-    }
+fn unshare() -> Result<(), Errno> {
+    let flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET;
     // SAFETY: unsafe because of `FILES`, which is not among the flags; and a forked child has one thread.
     unsafe { unshare_unsafe(flags) }
 }

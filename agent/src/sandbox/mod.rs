@@ -4,7 +4,7 @@
 //! bounding set, `no_new_privs`), no core dumps, a session of its own, and mount, network, IPC and host-name
 //! namespaces of its own. In its file system are the system's programs and libraries (read-only), a `/proc` in which it
 //! sees itself alone, and its own directory; no pool, no other guest's directory, nothing of the agent's. Its network
-//! namespace is empty but for what was opened for it ([`Network::Isolated`]). System calls are filtered by QEMU itself
+//! namespace is empty but for what is opened for it ([`crate::guest_network`]). System calls are filtered by QEMU itself
 //! (`-sandbox`), memory and the number of processes are bounded by [`crate::cgroup`].
 //!
 //! The agent sets these walls up itself between fork and exec, and does not ask QEMU to (`-run-with user=`): then
@@ -25,24 +25,12 @@ use rustix::process::geteuid;
 
 use self::root::Root;
 
-/// What of the network a guest's process reaches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Network {
-    /// Nothing but the sockets and tap devices that it is given.
-    #[default]
-    Isolated,
-    /// The agent's own network namespace: for streams whose connections the hypervisor has to make itself.
-    Migration,
-}
-
 /// The walls for one process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sandbox<'a> {
     /// The user and group id that it runs as. `None` where the agent is not root: then there are only those walls
     /// that anybody can build (session, core dumps, `no_new_privs`).
     pub user: Option<u32>,
-    /// What of the network it reaches.
-    pub network: Network,
     /// Namespaces of its own. Without them (see [`namespaces`]) it sees the host's files and network.
     pub namespaces: bool,
     /// The only directory that it may write to.
@@ -56,7 +44,6 @@ impl Sandbox<'static> {
         const NOBODY: u32 = 65534;
         Self {
             user: geteuid().is_root().then_some(NOBODY),
-            network: Network::Isolated,
             namespaces,
             directory: None,
         }
@@ -141,7 +128,6 @@ pub fn confine(command: &mut Command, program: &Path, sandbox: Sandbox<'_>) -> i
         command,
         enter::Plan {
             user: sandbox.user,
-            network: sandbox.network,
             root,
             verdict: writer,
         },

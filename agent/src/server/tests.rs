@@ -26,7 +26,6 @@ use crate::guests::fake::{FakeHypervisor, facts};
 use crate::guests::{Guests, Settings};
 use crate::migration::Records;
 use crate::pools::Pools;
-use crate::sandbox::Network;
 use crate::taps::IpCommand;
 use crate::tickets::keys::{PublishedKeys, Unread};
 use crate::tickets::{Attempt, TicketGate};
@@ -195,7 +194,6 @@ impl Served {
             ),
             taps: Arc::new(IpCommand),
             users: None,
-            network: Network::Isolated,
             cgroups: Cgroups::default(),
         };
         let guests = Guests::open(settings, hypervisor.clone()).unwrap();

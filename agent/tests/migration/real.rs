@@ -22,7 +22,6 @@ use godwit_agent::hypervisor::{
 };
 use godwit_agent::migration::{self, Custody, Migrations};
 use godwit_agent::pools::Pools;
-use godwit_agent::sandbox::Network;
 use godwit_agent::taps::IpCommand;
 use godwit_handover::{Cause, DriverEvent, Gates, Outcome, SourceReport, Terms};
 use tokio::sync::broadcast;
@@ -252,7 +251,6 @@ impl Host {
                     first: first_user,
                     count: 8,
                 }),
-                network: Network::Isolated,
                 cgroups: Cgroups::discover(),
             },
             qemu.clone(),

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use godwit_agent::cgroup::{Cgroups, Limits, Placed};
 use godwit_agent::hypervisor::{Guest, Hypervisor, HypervisorError, Start};
-use godwit_agent::sandbox::Network;
 use serde_json::json;
 
 use crate::fixture::{Bench, SOON, hand_over, new_uid, user};
@@ -56,10 +55,9 @@ fn names(directory: &Path) -> Vec<String> {
 }
 
 /// A guest of the second user in a directory of that user's.
-async fn second(bench: &Bench, name: &str, network: Network) -> Arc<dyn Guest> {
+async fn second(bench: &Bench, name: &str) -> Arc<dyn Guest> {
     let mut order = bench.order(name, &new_uid(), Start::Boot, json!({"disks": []}));
     order.user = Some(SECOND);
-    order.network = network;
     std::os::unix::fs::chown(&order.directory, Some(SECOND), Some(SECOND)).unwrap();
     fs::set_permissions(&order.directory, fs::Permissions::from_mode(0o700)).unwrap();
     bench.try_launch(order).await.unwrap()
@@ -133,7 +131,7 @@ async fn r7_a_guests_process_has_namespaces_of_its_own_and_no_network() {
     let bench = Bench::new();
     let (first, other) = (
         bench.launch("a", &new_uid(), Start::Boot).await,
-        second(&bench, "b", Network::Isolated).await,
+        second(&bench, "b").await,
     );
     let (a, b, host) = (
         proc_of(&first, ""),
@@ -160,19 +158,6 @@ async fn r7_a_guests_process_has_namespaces_of_its_own_and_no_network() {
         user().unwrap(),
         "! tail -n +2 /proc/self/net/route | grep -q ."
     ));
-}
-
-#[tokio::test]
-#[ignore = "needs QEMU"]
-async fn r7_only_who_must_connect_by_itself_gets_the_agents_network() {
-    if !root() {
-        return;
-    }
-    let bench = Bench::new();
-    let guest = second(&bench, "a", Network::Migration).await;
-    let (own, host) = (proc_of(&guest, ""), PathBuf::from("/proc/self"));
-    assert_eq!(namespace(&own, "net"), namespace(&host, "net"));
-    assert_ne!(namespace(&own, "mnt"), namespace(&host, "mnt"));
 }
 
 #[tokio::test]
@@ -244,7 +229,7 @@ async fn r8_a_guests_user_reaches_nothing_of_another_guest() {
     let first = bench.try_launch(order).await.unwrap();
     first.resume().await.unwrap();
     bench.counts_on("a").await;
-    let other = second(&bench, "b", Network::Isolated).await;
+    let other = second(&bench, "b").await;
     let (pid, a, b) = (first.process().pid, bench.path("a"), bench.path("b"));
     let (a, b, disk) = (a.display(), b.display(), bench.path("disk.img"));
     let disk = disk.display();

@@ -14,7 +14,6 @@ use godwit_agent::hypervisor::{
     DiskFile, Guest, GuestEvent, GuestEventKind, GuestFiles, Hypervisor, HypervisorError, Launch, RunState,
     Start, Stream, StreamKey, StreamLimits, StreamState, Way,
 };
-use godwit_agent::sandbox::Network;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -166,7 +165,6 @@ impl Bench {
             taps: Vec::new(),
             directory,
             user: user(),
-            network: Network::Isolated,
             start,
         }
     }

@@ -315,7 +315,6 @@ fn start(
             Log::beneath(&launch.directory, LOG).map_err(|error| system("opening QEMU's log", error))?;
         let sandbox = Sandbox {
             user: launch.user,
-            network: launch.network,
             namespaces,
             directory: Some(&launch.directory),
         };
