@@ -74,8 +74,8 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
         ("configmaps", "own", "", ""),
         ("serviceaccounts/token", "own", "", ""),
         ("pods", "own", "", ""),
-        // Who may move guests cannot make itself a host.
-        ("certificatesigningrequests.certificates.k8s.io", "", "", "create get"),
+        // A host's name the signer gives to a host's token only: who may move guests cannot make itself a host.
+        ("certificatesigningrequests.certificates.k8s.io", "", "create get", "create get"),
         ("certificatesigningrequests.certificates.k8s.io/approval", "", "", ""),
         ("podcertificaterequests.certificates.k8s.io", "own", "", ""),
         ("podcertificaterequests.certificates.k8s.io/status", "own", "", ""),
