@@ -200,7 +200,9 @@ fn check_running(
         .status
         .as_ref()
         .filter(|status| status.epoch == Some(record.epoch))
-        .and_then(|s| s.state);
+        .and_then(|status| status.state)
+        // Just after a move it still shows how the guest stood where it came from, stopped for the switchover.
+        .filter(|state| *state != GuestState::Paused);
     let state = reported
         .or(mirrored)
         .or((record.epoch == 1).then_some(GuestState::Starting));
@@ -476,6 +478,13 @@ mod tests {
         assert_eq!(world.judge(), Err(Reason::GuestNotRunning));
         world.record.as_mut().unwrap().epoch = 2;
         assert_eq!(world.judge().map(|terms| terms.epoch), Ok(2));
+        // Nor does the mirror count for that which still shows the switchover. What else it shows does.
+        let status = world.guest.as_mut().unwrap().status.get_or_insert_default();
+        (status.epoch, status.state) = (Some(2), Some(GuestState::Paused));
+        assert_eq!(world.judge().map(|terms| terms.epoch), Ok(2));
+        let status = world.guest.as_mut().unwrap().status.get_or_insert_default();
+        status.state = Some(GuestState::Lost);
+        assert_eq!(world.judge(), Err(Reason::GuestNotRunning));
     }
 
     #[test]
