@@ -187,6 +187,23 @@ pub fn same_spec(observed: &VirtualMachineHostSpec, wanted: &VirtualMachineHostS
     observed.endpoint == wanted.endpoint && observed.migration_addresses == wanted.migration_addresses
 }
 
+/// A condition of the host from its status, reason and message.
+fn judged(
+    what: &str,
+    (status, reason, message): (ConditionStatus, &str, &str),
+    generation: i64,
+    now: Timestamp,
+) -> Condition {
+    Condition {
+        type_: what.into(),
+        status,
+        reason: reason.into(),
+        message: bounded(message, MESSAGE),
+        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        observed_generation: generation,
+    }
+}
+
 fn ready(facts: &Facts, generation: i64, now: Timestamp) -> Condition {
     let (status, reason, message) = if facts.stopping {
         (
@@ -222,14 +239,7 @@ fn ready(facts: &Facts, generation: i64, now: Timestamp) -> Condition {
             "The agent answers and its hypervisor works".into(),
         )
     };
-    Condition {
-        type_: "Ready".into(),
-        status,
-        reason: reason.into(),
-        message: bounded(&message, MESSAGE),
-        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        observed_generation: generation,
-    }
+    judged("Ready", (status, reason, &message), generation, now)
 }
 
 /// Whether every migration of which a journal speaks could be taken up, and if not, which guests are left alone.
@@ -260,14 +270,7 @@ fn migrations_resolved(unresolved: &[Unresolved], generation: i64, now: Timestam
             .collect();
         (ConditionStatus::False, reason, each.join("; "))
     };
-    Condition {
-        type_: MIGRATIONS_RESOLVED.into(),
-        status,
-        reason: reason.into(),
-        message: bounded(&message, MESSAGE),
-        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        observed_generation: generation,
-    }
+    judged(MIGRATIONS_RESOLVED, (status, reason, &message), generation, now)
 }
 
 /// Whether guests here are walled off from the host and from each other as they should be, and if not, in what.
@@ -278,14 +281,7 @@ fn guests_isolated(missing: &[String], generation: i64, now: Timestamp) -> Condi
     } else {
         (ConditionStatus::False, WALLS_MISSING, missing.join("; "))
     };
-    Condition {
-        type_: GUESTS_ISOLATED.into(),
-        status,
-        reason: reason.into(),
-        message: bounded(&message, MESSAGE),
-        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        observed_generation: generation,
-    }
+    judged(GUESTS_ISOLATED, (status, reason, &message), generation, now)
 }
 
 /// Whether what hypervisors send into tunnels has room enough, and if not, what to set.
@@ -296,14 +292,7 @@ fn send_buffers_fit(small: &[String], generation: i64, now: Timestamp) -> Condit
     } else {
         (ConditionStatus::False, BUFFERS_SMALL, small.join("; "))
     };
-    Condition {
-        type_: SEND_BUFFERS_FIT.into(),
-        status,
-        reason: reason.into(),
-        message: bounded(&message, MESSAGE),
-        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        observed_generation: generation,
-    }
+    judged(SEND_BUFFERS_FIT, (status, reason, &message), generation, now)
 }
 
 /// Whether the kernel could encrypt a stream itself, and who does.
@@ -328,14 +317,12 @@ fn kernel_tls(found: &KernelTls, generation: i64, now: Timestamp) -> Condition {
     let who = match encryptor(found) {
         Encryptor::Hypervisor => "Streams from hypervisor to hypervisor are encrypted by the hypervisors",
     };
-    Condition {
-        type_: KERNEL_TLS.into(),
-        status,
-        reason: reason.into(),
-        message: bounded(&format!("{what}. {who}"), MESSAGE),
-        last_transition_time: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        observed_generation: generation,
-    }
+    judged(
+        KERNEL_TLS,
+        (status, reason, &format!("{what}. {who}")),
+        generation,
+        now,
+    )
 }
 
 /// A guest as the host reports it. One that is still arriving is its source's to report.
