@@ -49,6 +49,14 @@ impl Category {
         Self::Internal,
     ];
 
+    /// Whether a side that answers so is one that will not talk to us at all, however often it is asked.
+    pub fn bars_the_caller(self) -> bool {
+        match self {
+            Self::Forbidden | Self::Version => true,
+            Self::Invalid | Self::Unavailable | Self::Lacking | Self::Conflict | Self::Internal => false,
+        }
+    }
+
     /// The word for metrics and events.
     pub fn label(self) -> &'static str {
         match self {

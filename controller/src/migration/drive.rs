@@ -344,14 +344,6 @@ impl Drive {
         if role == Role::Destination {
             self.proof.destination_watched(false);
         }
-        let forbidding = match fault.category {
-            Category::Forbidden | Category::Version => true,
-            Category::Invalid
-            | Category::Unavailable
-            | Category::Lacking
-            | Category::Conflict
-            | Category::Internal => false,
-        };
         let side = self.side(role);
         side.connection = None;
         side.alive.send_replace(None);
@@ -359,7 +351,7 @@ impl Drive {
         side.silent_because = Some(fault.clone());
         if role == Role::Destination && self.watching.is_some() {
             self.hear_destination_of_the_driver();
-        } else if forbidding && !self.armed() {
+        } else if fault.category.bars_the_caller() && !self.armed() {
             self.refuse(Cause::PathNotProven, failure::refused(&fault));
         } else if let Some(failed) = needs_a_person(&fault) {
             self.blocked = Some(failed);

@@ -1,7 +1,7 @@
 //! What a silent destination means to the driver, and what is told of it.
 
 use godwit_handover::{Cause, SideView, Stand, Wait};
-use godwit_protocol::{Category, Fault, GaveUp, Told};
+use godwit_protocol::{Fault, GaveUp, Told};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,15 +23,7 @@ impl Drive {
         self.client = None;
         self.path.destination_watched(false);
         self.silent_since.get_or_insert_with(Instant::now);
-        let forbidding = match fault.category {
-            Category::Forbidden | Category::Version => true,
-            Category::Invalid
-            | Category::Unavailable
-            | Category::Lacking
-            | Category::Conflict
-            | Category::Internal => false,
-        };
-        if forbidding && *self.driver.source() == SideView::NoSuchMigration {
+        if fault.category.bars_the_caller() && *self.driver.source() == SideView::NoSuchMigration {
             let told = Told::new(fault.reason.clone(), fault.message.clone());
             self.give_up(GaveUp {
                 cause: Cause::PathNotProven,
