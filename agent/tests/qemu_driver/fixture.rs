@@ -317,6 +317,11 @@ pub async fn start_stream(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>,
 /// Brings a guest from one QEMU to another, sealed, and lets it run there.
 pub async fn hand_over(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>) {
     start_stream(source, destination, SLOWLY).await;
+    bring_over(source, destination).await;
+}
+
+/// Brings the stream that has begun slowly to its end, sealed, and lets the guest run at the destination.
+pub async fn bring_over(source: &Arc<dyn Guest>, destination: &Arc<dyn Guest>) {
     until_stream(source, StreamState::Active).await;
     source.pause().await.unwrap();
     source.set_limits(ALL_OUT).await.unwrap();

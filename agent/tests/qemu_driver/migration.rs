@@ -11,8 +11,8 @@ use serde_json::json;
 use tokio::sync::broadcast::Receiver;
 
 use crate::fixture::{
-    ALL_OUT, Bench, SLOWLY, assert_counts, eventually, new_uid, start_encrypted, start_stream, until,
-    until_state, until_stream,
+    ALL_OUT, Bench, SLOWLY, assert_counts, bring_over, eventually, new_uid, start_encrypted, start_stream,
+    until, until_state, until_stream,
 };
 
 fn streams(events: &[GuestEvent]) -> Vec<StreamState> {
@@ -293,14 +293,7 @@ async fn an_encrypted_stream_moves_the_guest_and_leaves_no_key() {
     destination.destroy(Duration::from_secs(10)).await.unwrap();
     destination = bench.launch("b", &uid, Start::Incoming).await;
     start_encrypted(&source, &destination, SLOWLY, [[3; 32], [3; 32]]).await;
-    until_stream(&source, StreamState::Active).await;
-    source.pause().await.unwrap();
-    source.set_limits(ALL_OUT).await.unwrap();
-    until_stream(&source, StreamState::BeforeSwitchover).await;
-    source.switch_over().await.unwrap();
-    until_stream(&source, StreamState::Completed).await;
-    until_state(&destination, RunState::Paused).await;
-    destination.resume().await.unwrap();
+    bring_over(&source, &destination).await;
     bench.counts_on("b").await;
     for side in ["a", "b"] {
         assert!(!bench.path(side).join("stream-key").exists(), "{side}");

@@ -15,7 +15,8 @@ use godwit_agent::hypervisor::{
 use rustix::process::Signal;
 
 use crate::fixture::{
-    ALL_OUT, Bench, SLOWLY, assert_counts, eventually, new_uid, signal, until_state, until_stream, user,
+    ALL_OUT, Bench, SLOWLY, assert_counts, bring_over, eventually, new_uid, signal, until_state,
+    until_stream, user,
 };
 
 const CONNECTIONS: u32 = 4;
@@ -155,14 +156,7 @@ async fn several_connections_to_a_frozen_destination_are_cancelled_and_the_next_
     bench.counts_on("a").await;
     let next = bench.launch("c", &uid, Start::Incoming).await;
     let between = start(&source, &next, SLOWLY).await;
-    until_stream(&source, StreamState::Active).await;
-    source.pause().await.unwrap();
-    source.set_limits(ALL_OUT).await.unwrap();
-    until_stream(&source, StreamState::BeforeSwitchover).await;
-    source.switch_over().await.unwrap();
-    until_stream(&source, StreamState::Completed).await;
-    until_state(&next, RunState::Paused).await;
-    next.resume().await.unwrap();
+    bring_over(&source, &next).await;
     bench.counts_on("c").await;
     assert_eq!(between.each().len(), 5);
 }
