@@ -37,6 +37,9 @@ use crate::tunnel::Tunnels;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// While memory travels the hypervisor hardly judges for itself when the rest is small enough: the seal does.
 const NARROW_DOWNTIME: Duration = Duration::from_millis(1);
+/// Bytes per second while the way for Ready and Go is not proved. Some pages a second, so that a peer that is gone is
+/// noticed; a guest that writes more than that does not come to the switchover. 0 would mean unlimited.
+const HELD_BACK: u64 = 64 << 10;
 /// Once the guest stands still nothing holds the stream back.
 const WIDE: StreamLimits = StreamLimits {
     bandwidth: 0,
@@ -102,8 +105,9 @@ enum Work {
     /// Limit the stream, or the one that will be started; by itself it starts nothing.
     Limit {
         bandwidth: u64,
-        now: bool,
     },
+    /// Hold the stream back, or let it go, whatever its limit is.
+    HoldBack(bool),
     Look,
     Figures,
 }
@@ -138,6 +142,8 @@ struct Runner {
     reading: Option<AbortOnDropHandle<()>>,
     /// The stream that the hypervisor shows is this migration's.
     stream_known: bool,
+    /// What the hypervisor was told last; not known after a restart.
+    held_back: Option<bool>,
     end_told: bool,
     looking: bool,
     look_at: Instant,
@@ -164,6 +170,8 @@ pub(super) async fn run(start: SourceStart) {
             stream: start.stream,
             tunnel: start.tunnel.clone(),
             cable: start.cable.clone(),
+            held_back: false,
+            started: start.recovered && start.machine.report() == SourceReport::Streaming,
         };
         (
             sender,
@@ -203,6 +211,7 @@ pub(super) async fn run(start: SourceStart) {
         begun: start.begun,
         reading: None,
         stream_known: start.recovered,
+        held_back: (!start.recovered).then_some(false),
         end_told: false,
         looking: false,
         look_at: now,
@@ -216,6 +225,7 @@ pub(super) async fn run(start: SourceStart) {
     if over {
         runner.let_go();
     }
+    runner.hold_back();
     for effect in start.first.effects {
         runner.carry_out(effect);
     }
@@ -250,6 +260,7 @@ impl Runner {
     fn step(&mut self, event: SourceEvent) -> Result<(), Refusal> {
         let (machine, out) = self.machine.step(event);
         self.machine = machine;
+        self.hold_back();
         for effect in out.effects {
             self.carry_out(effect);
         }
@@ -257,6 +268,26 @@ impl Runner {
         match out.refusal {
             None => Ok(()),
             Some(refusal) => Err(refusal),
+        }
+    }
+
+    /// Holds the stream back where the path is not proved, and lets it go again. Before what else a step wants: a stream
+    /// that is to be started is held back from its start. Once the guest is stopped the limits are no more of this.
+    fn hold_back(&mut self) {
+        let held = self.machine.held_back();
+        if self.machine.report() != SourceReport::Streaming || self.held_back == Some(held) {
+            return;
+        }
+        let migration = &self.machine.terms().migration;
+        if held {
+            tracing::warn!(%migration, "there is no recent proof that both agents and the API server are reached: the stream is held back");
+        } else if self.held_back == Some(true) {
+            tracing::info!(%migration, "the path is proved again: the stream goes on");
+        }
+        if let Some((lane, _)) = &self.lane
+            && lane.send(Work::HoldBack(held)).is_ok()
+        {
+            self.held_back = Some(held);
         }
     }
 
@@ -538,9 +569,8 @@ impl Runner {
 
     /// Limits the stream anew, unless its limits are lifted or about to be: then it may not be slowed down again.
     fn retune(&mut self, bandwidth: u64) {
-        let now = match self.machine.report() {
-            SourceReport::Begun => false,
-            SourceReport::Streaming => true,
+        match self.machine.report() {
+            SourceReport::Begun | SourceReport::Streaming => {}
             SourceReport::Stopped { .. }
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
@@ -550,10 +580,10 @@ impl Runner {
             | SourceReport::Aborted(_)
             | SourceReport::Died
             | SourceReport::Lost(_) => return,
-        };
+        }
         tracing::info!(migration = %self.machine.terms().migration, bandwidth, "the stream's limit is changed");
         if let Some((lane, _)) = &self.lane
-            && lane.send(Work::Limit { bandwidth, now }).is_err()
+            && lane.send(Work::Limit { bandwidth }).is_err()
         {
             tracing::error!("the lane to the hypervisor is gone");
         }
@@ -709,6 +739,9 @@ struct Hand {
     stream: StreamOptions,
     tunnel: Option<Tunnels>,
     cable: Option<Cable>,
+    held_back: bool,
+    /// There is, or may be, a stream whose limits can be changed.
+    started: bool,
 }
 
 impl Hand {
@@ -723,9 +756,13 @@ impl Hand {
                     }
                     self.carry_out(effect).await
                 }
-                Work::Limit { bandwidth, now } => {
+                Work::Limit { bandwidth } => {
                     self.stream.bandwidth = bandwidth;
-                    Answer::Nothing(if now { self.limit().await } else { None })
+                    Answer::Nothing(self.limit().await)
+                }
+                Work::HoldBack(held) => {
+                    self.held_back = held;
+                    Answer::Nothing(self.limit().await)
                 }
                 Work::Look => Answer::Looked(self.look().await),
                 Work::Figures => match self.guest.stream().await {
@@ -753,19 +790,27 @@ impl Hand {
     /// The limits of this stream while the guest runs.
     fn narrow(&self) -> StreamLimits {
         StreamLimits {
-            bandwidth: self.stream.bandwidth,
+            bandwidth: if self.held_back {
+                HELD_BACK
+            } else {
+                self.stream.bandwidth
+            },
             downtime: NARROW_DOWNTIME,
         }
     }
 
+    /// Gives the hypervisor the limits, if there is a stream that they are for.
     async fn limit(&self) -> Option<Note> {
+        if !self.started {
+            return None;
+        }
         let outcome = self.guest.set_limits(self.narrow()).await;
         outcome
             .err()
             .map(|error| Note::new("HypervisorUnresponsive", error))
     }
 
-    async fn carry_out(&self, effect: SourceEffect) -> Answer {
+    async fn carry_out(&mut self, effect: SourceEffect) -> Answer {
         match effect {
             SourceEffect::StartStream(channel) => self.start_stream(&channel).await,
             SourceEffect::Pause => self.pause().await,
@@ -809,7 +854,7 @@ impl Hand {
         }
     }
 
-    async fn start_stream(&self, channel: &godwit_handover::Channel) -> Answer {
+    async fn start_stream(&mut self, channel: &godwit_handover::Channel) -> Answer {
         let not = |cause, reason, detail: String| {
             Answer::Event(
                 SourceEvent::StreamNotStarted(cause),
@@ -842,7 +887,10 @@ impl Hand {
             }
         };
         match self.guest.send(stream, self.narrow()).await {
-            Ok(()) => Answer::Event(SourceEvent::StreamStarted, None),
+            Ok(()) => {
+                self.started = true;
+                Answer::Event(SourceEvent::StreamStarted, None)
+            }
             Err(HypervisorError::Died) => Answer::Event(SourceEvent::Died, None),
             // It may have begun all the same; what follows is a cancel, which ends it if so.
             Err(error) => not(

@@ -96,15 +96,8 @@ async fn a_cancelled_migration_leaves_the_guest_as_it_was() {
     world.is_at_source().await;
 }
 
-#[tokio::test]
-async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
-    let mut world = World::new().await;
-    world
-        .source
-        .script
-        .converges_by_itself
-        .store(true, Ordering::Relaxed);
-    // The conductor's keepalives prove it from here on; before, nobody did.
+/// Orders everything up to the stream, and nobody proves the path: the conductor's keepalives do, once it is asked.
+async fn perform(world: &World) {
     let held = world.source.agent.order(&world.terms, begin()).await.unwrap();
     let OrderAnswer::Begun { definition } = held else {
         panic!("{held:?}")
@@ -132,6 +125,17 @@ async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
         .order(&world.terms, Order::Perform(channel))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
+    let mut world = World::new().await;
+    world
+        .source
+        .script
+        .converges_by_itself
+        .store(true, Ordering::Relaxed);
+    perform(&world).await;
     let start = Instant::now();
     loop {
         let side = now(&world.source.agent, &world.terms).await.unwrap().side;
@@ -143,6 +147,33 @@ async fn without_a_proof_of_the_path_the_guest_is_not_stopped_for_long() {
     }
     assert_eq!(world.conduct().await, Outcome::Aborted(Cause::PathNotProven));
     world.is_at_source().await;
+}
+
+#[tokio::test]
+async fn until_the_path_is_proved_the_stream_is_held_back() {
+    let mut world = World::new().await;
+    let script = &world.source.script;
+    script.converges_unlimited.store(true, Ordering::Relaxed);
+    perform(&world).await;
+    let guest = world.source.guest();
+    let crawls = |since: u64| {
+        let (bytes_per_second, passes) = guest.pace();
+        (1..=1 << 20).contains(&bytes_per_second) && passes > since
+    };
+    eventually("the stream crawls", || crawls(10)).await;
+    // A limit that is lifted meanwhile is for later.
+    let lifted = Order::Retune { bandwidth: 0 };
+    world.source.agent.order(&world.terms, lifted).await.unwrap();
+    let (_, passes) = guest.pace();
+    // Nor does an agent that is new know of any proof.
+    world.source.restart().await;
+    eventually("the stream crawls on", || crawls(passes + 20)).await;
+    let side = now(&world.source.agent, &world.terms).await.unwrap().side;
+    assert_eq!(side, Some(Side::Source(SourceReport::Streaming)));
+    assert_eq!(guest.run_state_now(), RunState::Running);
+    // The conductor proves it.
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
 }
 
 #[tokio::test]

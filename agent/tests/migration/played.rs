@@ -94,6 +94,8 @@ impl Arena {
 pub struct Script {
     /// Converges by itself and so reaches the switchover unsealed.
     pub converges_by_itself: AtomicBool,
+    /// The same, where nothing limits its stream.
+    pub converges_unlimited: AtomicBool,
     /// The source's stream breaks after the switchover was ordered and the last byte was sent.
     pub fails_late: AtomicBool,
     /// The destination's stream breaks before the guest is loaded.
@@ -249,6 +251,12 @@ impl Played {
     }
 
     /// The guest powers itself off.
+    /// How fast its stream may be, in bytes per second, and how many passes it has made.
+    pub fn pace(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.limits.bandwidth, state.iteration)
+    }
+
     pub fn power_off(&self) {
         let mut state = self.state();
         self.set_run(&mut state, RunState::ShutDown);
@@ -304,8 +312,10 @@ impl Played {
                 self.tell(GuestEventKind::DirtyPagesCollected {
                     iteration: state.iteration,
                 });
-                let itself = self.script.converges_by_itself.load(Ordering::Relaxed) && state.iteration > 4;
-                if itself || state.limits.downtime > Duration::from_secs(1) {
+                let script = &self.script;
+                let itself = script.converges_by_itself.load(Ordering::Relaxed)
+                    || (script.converges_unlimited.load(Ordering::Relaxed) && state.limits.bandwidth == 0);
+                if (itself && state.iteration > 4) || state.limits.downtime > Duration::from_secs(1) {
                     state.ran = state.run == RunState::Running;
                     if matches!(state.run, RunState::Running | RunState::Paused) {
                         self.set_run(&mut state, RunState::StoppedForMigration);
@@ -475,8 +485,14 @@ impl Guest for Handle {
 
     async fn stream(&self) -> Result<StreamStatus, HypervisorError> {
         let state = self.0.called()?;
-        let dirtying = self.0.script.keeps_dirtying.load(Ordering::Relaxed)
-            || self.0.script.converges_by_itself.load(Ordering::Relaxed);
+        let script = &self.0.script;
+        let dirtying = [
+            &script.keeps_dirtying,
+            &script.converges_by_itself,
+            &script.converges_unlimited,
+        ]
+        .into_iter()
+        .any(|told| told.load(Ordering::Relaxed));
         let figures = StreamFigures {
             total_bytes: 1 << 30,
             transferred_bytes: state.iteration << 20,

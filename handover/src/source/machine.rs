@@ -55,6 +55,12 @@ impl Source {
         )
     }
 
+    /// Whether memory is to travel so slowly that the hypervisor does not come to the switchover by itself. Rule 8: without
+    /// a recent proof of the path the migration stays in pre-copy, and at the switchover it could only be given up.
+    pub fn held_back(&self) -> bool {
+        matches!(self.stage, Stage::Connecting | Stage::Streaming { .. }) && !self.path_proven
+    }
+
     /// What the driver is told.
     pub fn report(&self) -> SourceReport {
         report_of(&self.stage)

@@ -224,11 +224,16 @@ async fn survived(lab: &mut Lab, name: &str, holes: &[(ControlFlow, Moment, Hole
             );
         }
         trip.goes_on(lab).await?;
-        // The guest is stopped only with a fresh proof that both agents are reached. Where it is ready for that sooner
-        // after the hole than the proof is renewed, it stays.
+        // The guest is stopped only with a fresh proof that both agents are reached. One that is ready for that sooner
+        // after the hole than the proof is renewed stays; while memory travels it is held back from that.
         let allowed: &[End] = match moment {
-            Moment::PreCopy | Moment::Switchover => &[End::Stays, End::Moved],
-            Moment::Prepare | Moment::Loaded | Moment::Unheard | Moment::Go | Moment::Cont => &[End::Moved],
+            Moment::Switchover => &[End::Stays, End::Moved],
+            Moment::Prepare
+            | Moment::PreCopy
+            | Moment::Loaded
+            | Moment::Unheard
+            | Moment::Go
+            | Moment::Cont => &[End::Moved],
         };
         let ended = traveller.settles(lab, &trip, allowed, (moment, hole)).await?;
         let obeyed = journaled(&destination, "ContIssued");
