@@ -37,8 +37,9 @@ use crate::tunnel::Tunnels;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// While memory travels the hypervisor hardly judges for itself when the rest is small enough: the seal does.
 const NARROW_DOWNTIME: Duration = Duration::from_millis(1);
-/// Bytes per second while the way for Ready and Go is not proved. Some pages a second, so that a peer that is gone is
-/// noticed; a guest that writes more than that does not come to the switchover. 0 would mean unlimited.
+/// Bytes per second while the way for Ready and Go is not proved: as slow as can be, 0 being unlimited. QEMU 10 looks at
+/// its limit ten times a second and sends 128 KiB each time, whatever the limit is; a guest that writes a page in
+/// between does not come to the switchover, and a peer that is gone is noticed.
 const HELD_BACK: u64 = 64 << 10;
 /// Once the guest stands still nothing holds the stream back.
 const WIDE: StreamLimits = StreamLimits {
