@@ -35,7 +35,7 @@ reasons! {
         GuestNotMigratable, AnotherMigrationActive, MachineTypeMissing, CpuModelMissing, InsufficientMemory,
         StorageNotShared, UnsafeCacheMode,
         AgentUnreachable, PeerUnreachable, AgentRestarted, DriverLost, CertificateRejected, CertificateEndsTooSoon,
-        ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, FileMissing, DiskFull,
+        ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, DefinitionMismatch, FileMissing, DiskFull,
         StreamFailed, StreamNotServed, PlainTextRefused, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,
         DecisionNeeded, RecordMissing, JournalNewer, JournalDamaged,

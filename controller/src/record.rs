@@ -213,6 +213,7 @@ mod tests {
             namespace: "n".into(),
             name: "vm".into(),
             uid: "g".into(),
+            definition: "0".repeat(64),
         };
         let Change::Write(armed) = arm(&first(guest, "a"), &terms) else {
             panic!("a fresh record can be armed");

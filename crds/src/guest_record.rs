@@ -68,7 +68,7 @@ pub struct GuestRecordSpec {
     pub evidence: String,
 }
 
-/// A VirtualMachine, by name for people and by UID for programs.
+/// A VirtualMachine, by name for people and by UID for programs, and what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestReference {
@@ -81,6 +81,10 @@ pub struct GuestReference {
     /// UID.
     #[schemars(length(min = 1, max = 63))]
     pub uid: String,
+    /// SHA-256, in hexadecimal, of the definition under which the guest is first started. A host that is to receive the
+    /// guest takes no other from the source.
+    #[schemars(length(min = 64, max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub definition: String,
 }
 
 /// The migration for which a record is armed.

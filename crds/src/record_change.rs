@@ -239,6 +239,7 @@ mod tests {
             namespace: "n".into(),
             name: "vm".into(),
             uid: "g".into(),
+            definition: "0".repeat(64),
         };
         GuestRecordSpec {
             epoch: 3,

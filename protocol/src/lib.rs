@@ -5,13 +5,14 @@
 //!   that the peer may make, under the version that Hello settled.
 //! * [`convert`], [`drive`], [`guest`], [`order`], [`stream`] and [`update`] stand between the generated messages and the words of
 //!   `godwit-handover`. Whatever comes from the wire is checked there, field by field.
-//! * [`authority`], [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
+//! * [`authority`], [`definition`], [`error`], [`identity`], [`version`] and [`clock`] are decisions on plain data.
 
 mod accept;
 pub mod authority;
 pub mod client;
 pub mod clock;
 pub mod convert;
+pub mod definition;
 pub mod drive;
 pub mod error;
 pub mod gate;

@@ -24,6 +24,10 @@ pub const TICKET_EXPIRED: &str = "TicketExpired";
 pub const TICKET_FOR_ANOTHER: &str = "TicketForAnother";
 /// A ticket's migration has ended here.
 pub const TICKET_REPLAYED: &str = "TicketReplayed";
+/// A guest's definition cannot be read, or is not one that this host takes.
+pub const DEFINITION_REFUSED: &str = "DefinitionRefused";
+/// The source gives another definition of a guest than the one under which it was started.
+pub const DEFINITION_MISMATCH: &str = "DefinitionMismatch";
 /// The keys that tickets are checked by, or signed with, cannot be had.
 pub const TICKET_KEYS_UNAVAILABLE: &str = "TicketKeysUnavailable";
 
@@ -46,6 +50,8 @@ mod tests {
             super::TICKET_FOR_ANOTHER,
             super::TICKET_REPLAYED,
             super::TICKET_KEYS_UNAVAILABLE,
+            super::DEFINITION_REFUSED,
+            super::DEFINITION_MISMATCH,
         ] {
             assert!(table.contains(&format!("| `{word}` |")), "{word} is missing");
         }

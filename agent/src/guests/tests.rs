@@ -16,7 +16,7 @@ use super::record::{GuestEntry, Standing};
 use super::*;
 use crate::cgroup::Cgroups;
 use crate::hypervisor::{Guest, GuestEventKind, HypervisorError, RunState, Start};
-use crate::migration::Records;
+use crate::migration::{Recorded, Records};
 use crate::pools::Pools;
 use crate::state::RecordFile;
 use crate::taps::{TapError, Taps};

@@ -13,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::api::{ApiError, within};
-use crate::migration::{RecordKeeper, Records, Unwritten};
+use crate::migration::{RecordKeeper, Recorded, Records, Unwritten};
 
 /// How often one change is tried when others write at the same time.
 const ATTEMPTS: usize = 5;
@@ -35,9 +35,12 @@ impl RecordReader {
     /// The record of the guest with this UID as it is now: a read without a resource version, which the API server
     /// answers from a quorum and never from a cache. `None` if there is no such record, which is no evidence of
     /// anything.
-    pub async fn read(&self, guest_uid: &str) -> Result<Option<RecordView>, ApiError> {
+    pub async fn read(&self, guest_uid: &str) -> Result<Option<Recorded>, ApiError> {
         match within(self.records.get_opt(guest_uid)).await? {
-            Some(record) if record.spec.guest.uid == guest_uid => view(&record.spec).map(Some),
+            Some(record) if record.spec.guest.uid == guest_uid => Ok(Some(Recorded {
+                view: view(&record.spec)?,
+                definition: record.spec.guest.definition,
+            })),
             Some(record) => Err(ApiError::Malformed(format!(
                 "the record of guest {guest_uid} is about {}",
                 record.spec.guest.uid
@@ -49,7 +52,7 @@ impl RecordReader {
 
 #[async_trait]
 impl Records for RecordReader {
-    async fn read(&self, guest: &str) -> Option<RecordView> {
+    async fn whole(&self, guest: &str) -> Option<Recorded> {
         match Self::read(self, guest).await {
             Ok(record) => record,
             Err(error) => {
@@ -136,7 +139,7 @@ fn attempt(terms: &Terms) -> Attempt {
 impl RecordKeeper for RecordWriter {
     async fn read(&self, guest: &str) -> Result<RecordView, Unwritten> {
         match self.reader.read(guest).await {
-            Ok(Some(record)) => Ok(record),
+            Ok(Some(record)) => Ok(record.view),
             Ok(None) => Err(Unwritten::Missing),
             Err(error) => Err(unreachable(error)),
         }
@@ -201,6 +204,7 @@ mod tests {
                 namespace: "default".into(),
                 name: "web".into(),
                 uid: "u".into(),
+                definition: "0".repeat(64),
             },
             holder: "b".into(),
             epoch: 2,

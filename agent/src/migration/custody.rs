@@ -46,7 +46,21 @@ pub trait Custody: Send + Sync {
 pub trait Records: Send + Sync {
     /// The guest's record, read fresh (never from a cache). `None` if it could not be read or is missing: evidence
     /// of nothing.
-    async fn read(&self, guest: &str) -> Option<RecordView>;
+    async fn whole(&self, guest: &str) -> Option<Recorded>;
+
+    /// The same, as far as the handover is concerned.
+    async fn read(&self, guest: &str) -> Option<RecordView> {
+        Some(self.whole(guest).await?.view)
+    }
+}
+
+/// What a guest's record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Who may run the guest.
+    pub view: RecordView,
+    /// The digest of the guest's definition, as [`godwit_protocol::definition::digest`] makes it.
+    pub definition: String,
 }
 
 #[async_trait]

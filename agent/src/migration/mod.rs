@@ -20,6 +20,6 @@ mod pen;
 mod source;
 mod updates;
 
-pub use custody::{Custody, Records};
+pub use custody::{Custody, Recorded, Records};
 pub use driver::{Drivers, RecordKeeper, Unwritten};
 pub use migrations::{Migrations, Settings, Unresolved};

@@ -119,9 +119,16 @@ impl<R: Roles> AgentService<R> {
     /// A source's agent begins nothing here without the controller's ticket. Its later orders are about a migration
     /// that this host knows then, with it as the source, or are refused as unknown.
     async fn check_ticket(&self, caller: &PeerIdentity, terms: &Terms, order: &Order) -> Result<(), Fault> {
-        if let (PeerIdentity::Host(peer), Order::Prepare { ticket, .. }) = (caller, order) {
+        if let (
+            PeerIdentity::Host(peer),
+            Order::Prepare {
+                ticket, definition, ..
+            },
+        ) = (caller, order)
+        {
             let attempt = self.roles.attempt(&terms.migration);
-            self.tickets.admit(peer, terms, ticket, attempt).await?;
+            let shown = (ticket.as_slice(), definition.as_slice());
+            self.tickets.admit(peer, terms, shown, attempt).await?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use godwit_protocol::server::{Limits, NoPassage, serve};
 use godwit_protocol::ticket::{Act, CLOCK_TOLERANCE, LIFETIME, PublicKey, PublicKeys, SigningKey, Ticket};
 use godwit_protocol::{
     AgentClient, Category, ClientTls, CurrentCredentials, Fault, GuestName, Order, OrderAnswer, PeerIdentity,
-    ServerTls, Side, StartGuest, StreamOptions, TlsFiles, TrustDomain, Update,
+    ServerTls, Side, StartGuest, StreamOptions, TlsFiles, TrustDomain, Update, definition,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
@@ -24,7 +24,7 @@ use super::{AgentService, Roles, Updates};
 use crate::cgroup::Cgroups;
 use crate::guests::fake::{FakeHypervisor, facts};
 use crate::guests::{Guests, Settings};
-use crate::migration::Records;
+use crate::migration::{Recorded, Records};
 use crate::pools::Pools;
 use crate::taps::IpCommand;
 use crate::tickets::keys::{PublishedKeys, Unread};
@@ -97,12 +97,15 @@ struct Armed;
 
 #[async_trait]
 impl Records for Armed {
-    async fn read(&self, _guest: &str) -> Option<RecordView> {
-        Some(RecordView {
-            holder: "there".into(),
-            epoch: 1,
-            migration: Some(MIGRATION.into()),
-            decision: Decision::None,
+    async fn whole(&self, _guest: &str) -> Option<Recorded> {
+        Some(Recorded {
+            view: RecordView {
+                holder: "there".into(),
+                epoch: 1,
+                migration: Some(MIGRATION.into()),
+                decision: Decision::None,
+            },
+            definition: definition::digest(DEFINITION.as_bytes()).unwrap(),
         })
     }
 }
@@ -436,6 +439,35 @@ async fn r2_the_right_host_needs_a_ticket_for_just_this() {
         .await
         .unwrap();
     assert_eq!(*served.roles.orders.lock().unwrap(), ["Prepare"]);
+}
+
+#[tokio::test]
+async fn r14_what_a_source_says_of_a_guest_is_held_against_the_record() {
+    let served = Served::new().await;
+    let client = served.client("there").await;
+    let (mine, key) = (terms("there", "here"), ticket_key());
+    for (was, is) in [
+        ("128Mi", "129Mi"),
+        ("\"file\": \"kernel\"", "\"file\": \"kernel-of-another\""),
+        (
+            "{",
+            "{\"disks\": [{\"name\": \"root\", \"file\": {\"file\": \"another-guests.img\"}}], ",
+        ),
+    ] {
+        let mut order = prepare(ticket(&mine, &key, 0));
+        let Order::Prepare { definition, .. } = &mut order else {
+            panic!("{order:?}")
+        };
+        *definition = DEFINITION.replacen(was, is, 1).into_bytes();
+        assert_ne!(*definition, DEFINITION.as_bytes());
+        let fault = client.order(&mine, &order).await.unwrap_err();
+        assert_eq!(
+            (fault.category, fault.reason.as_ref()),
+            (Category::Forbidden, "DefinitionMismatch"),
+            "{fault}"
+        );
+    }
+    assert!(served.roles.orders.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

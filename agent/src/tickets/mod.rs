@@ -14,13 +14,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use godwit_handover::{Decision, RecordView, Terms};
+use godwit_handover::{Decision, Terms};
 use godwit_protocol::ticket::{Act, Expected, PublicKeys, Ticket, TicketError};
-use godwit_protocol::{Category, Fault, reason};
+use godwit_protocol::{Category, Fault, definition, reason};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::migration::Records;
+use crate::migration::{Recorded, Records};
 use crate::state::StateError;
 use keys::{Known, PublishedKeys};
 use used::{Use, Used, UsedError};
@@ -75,20 +75,20 @@ impl TicketGate {
         })))
     }
 
-    /// Lets an order to prepare in, or not. `peer` is the host at the other end by its certificate, `terms` are the
-    /// order's. When this returns Ok, the use of the ticket is on the medium.
+    /// Lets an order to prepare in, or not. `peer` is the host at the other end by its certificate; `terms`, the ticket's
+    /// bytes and the definition are the order's. When this returns Ok, the use of the ticket is on the medium.
     ///
     /// # Errors
     /// Forbidden with `TicketMissing`, `TicketInvalid`, `TicketKeyUnknown`, `TicketNotYetValid`, `TicketExpired`,
-    /// `TicketForAnother` or `TicketReplayed`; Unavailable with `TicketKeysUnavailable`, `RecordMissing` or `DiskFull`.
+    /// `TicketForAnother`, `TicketReplayed` or `DefinitionMismatch`; Unavailable with `TicketKeysUnavailable`, `RecordMissing` or `DiskFull`.
     pub async fn admit(
         &self,
         peer: &str,
         terms: &Terms,
-        bytes: &[u8],
+        shown: (&[u8], &[u8]),
         attempt: Attempt,
     ) -> Result<(), Fault> {
-        let outcome = self.judge(peer, terms, bytes, attempt, now()).await;
+        let outcome = self.judge(peer, terms, shown, attempt, now()).await;
         if let Err(fault) = &outcome {
             tracing::warn!(peer, migration = %terms.migration, guest = %terms.guest, epoch = terms.epoch,
                 reason = %fault.reason, "ticket refused: {}", fault.message);
@@ -100,7 +100,7 @@ impl TicketGate {
         &self,
         peer: &str,
         terms: &Terms,
-        bytes: &[u8],
+        (bytes, definition): (&[u8], &[u8]),
         attempt: Attempt,
         now: u64,
     ) -> Result<(), Fault> {
@@ -113,7 +113,8 @@ impl TicketGate {
         };
         let ticket = Ticket::verify(bytes, &keys, now, expected)?;
         if attempt == Attempt::Unknown {
-            check_armed(self.0.records.read(&terms.guest).await, terms)?;
+            let recorded = check_armed(self.0.records.whole(&terms.guest).await, terms)?;
+            definition::check(definition, &recorded)?;
         }
         let this = Use {
             nonce: ticket.nonce,
@@ -184,9 +185,13 @@ impl TicketGate {
 }
 
 /// Whether the guest's record is armed for the migration of these terms, and nothing is decided: what was ordered ten
-/// minutes ago may have ended since.
-fn check_armed(record: Option<RecordView>, terms: &Terms) -> Result<(), Fault> {
-    let Some(record) = record else {
+/// minutes ago may have ended since. Gives the digest of the guest's definition.
+fn check_armed(record: Option<Recorded>, terms: &Terms) -> Result<String, Fault> {
+    let Some(Recorded {
+        view: record,
+        definition,
+    }) = record
+    else {
         return Err(Fault::new(
             Category::Unavailable,
             "RecordMissing",
@@ -201,7 +206,7 @@ fn check_armed(record: Option<RecordView>, terms: &Terms) -> Result<(), Fault> {
         && record.holder == terms.source
         && record.epoch == terms.epoch;
     if armed {
-        return Ok(());
+        return Ok(definition);
     }
     Err(Fault::new(
         Category::Forbidden,

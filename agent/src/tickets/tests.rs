@@ -2,12 +2,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use godwit_handover::RecordView;
 use godwit_protocol::ticket::{CLOCK_TOLERANCE, LIFETIME, SigningKey};
 
 use super::keys::Unread;
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
+/// The guest's.
+const DEFINITION: &[u8] = br#"{"memory": "128Mi"}"#;
 
 /// A controller's publication; `None`: the API server does not answer.
 #[derive(Default)]
@@ -33,12 +36,16 @@ impl PublishedKeys for Publication {
 
 /// The guest's record; `None`: it cannot be read.
 #[derive(Default)]
-struct Recorded(Mutex<Option<RecordView>>);
+struct Written(Mutex<Option<RecordView>>);
 
 #[async_trait]
-impl Records for Recorded {
-    async fn read(&self, _guest: &str) -> Option<RecordView> {
-        self.0.lock().unwrap().clone()
+impl Records for Written {
+    async fn whole(&self, _guest: &str) -> Option<Recorded> {
+        let view = self.0.lock().unwrap().clone()?;
+        Some(Recorded {
+            view,
+            definition: definition::digest(DEFINITION).unwrap(),
+        })
     }
 }
 
@@ -55,7 +62,7 @@ fn armed() -> RecordView {
 struct Scene {
     directory: tempfile::TempDir,
     publication: Arc<Publication>,
-    records: Arc<Recorded>,
+    records: Arc<Written>,
     key: SigningKey,
     gate: TicketGate,
 }
@@ -66,7 +73,7 @@ impl Scene {
         let publication = Arc::new(Publication::default());
         let key = SigningKey::generate().unwrap();
         publication.say(&[&key]);
-        let records = Arc::new(Recorded::default());
+        let records = Arc::new(Written::default());
         *records.0.lock().unwrap() = Some(armed());
         let gate = TicketGate::open("b", directory.path(), publication.clone(), records.clone()).unwrap();
         Self {
@@ -92,7 +99,9 @@ impl Scene {
     }
 
     async fn show(&self, ticket: &[u8], attempt: Attempt) -> Result<(), Fault> {
-        self.gate.judge("a", &terms(), ticket, attempt, NOW).await
+        self.gate
+            .judge("a", &terms(), (ticket, DEFINITION), attempt, NOW)
+            .await
     }
 }
 
@@ -176,7 +185,10 @@ async fn r2_a_ticket_is_refused_from_another_source_at_another_destination_and_f
     let gate = &scene.gate;
     let judge = |peer, terms: Terms| {
         let ticket = &ticket;
-        async move { gate.judge(peer, &terms, ticket, Attempt::Unknown, NOW).await }
+        async move {
+            gate.judge(peer, &terms, (ticket, DEFINITION), Attempt::Unknown, NOW)
+                .await
+        }
     };
     let other = |change: fn(&mut Terms)| {
         let mut terms = terms();
@@ -198,7 +210,9 @@ async fn r2_a_ticket_is_refused_from_another_source_at_another_destination_and_f
     let (publication, records) = (scene.publication.clone(), scene.records.clone());
     let other = TicketGate::open("c", elsewhere.path(), publication, records).unwrap();
     refused(
-        other.judge("a", &terms(), &ticket, Attempt::Unknown, NOW).await,
+        other
+            .judge("a", &terms(), (&ticket, DEFINITION), Attempt::Unknown, NOW)
+            .await,
         Category::Forbidden,
         "TicketForAnother",
     );
@@ -216,7 +230,7 @@ async fn r2_a_ticket_has_its_time_by_the_hosts_clock() {
     ] {
         let outcome = scene
             .gate
-            .judge("a", &terms(), &ticket, Attempt::Unknown, now)
+            .judge("a", &terms(), (&ticket, DEFINITION), Attempt::Unknown, now)
             .await;
         refused(outcome, Category::Forbidden, reason);
     }
@@ -306,7 +320,10 @@ async fn r2_after_its_memory_was_damaged_a_host_takes_no_ticket_made_before() {
     scene.restart();
     let judge = |ticket: Vec<u8>, when| {
         let gate = scene.gate.clone();
-        async move { gate.judge("a", &terms(), &ticket, Attempt::Unknown, when).await }
+        async move {
+            gate.judge("a", &terms(), (&ticket, DEFINITION), Attempt::Unknown, when)
+                .await
+        }
     };
     refused(judge(ticket, now()).await, Category::Forbidden, "TicketExpired");
     let later = now() + 3 * CLOCK_TOLERANCE;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use godwit_agent::migration::{Migrations, Records};
+use godwit_agent::migration::{Migrations, Recorded, Records};
 use godwit_handover::{
     Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
 };
@@ -36,8 +36,11 @@ impl Record {
 
 #[async_trait]
 impl Records for Record {
-    async fn read(&self, _guest: &str) -> Option<RecordView> {
-        Some(self.view())
+    async fn whole(&self, _guest: &str) -> Option<Recorded> {
+        Some(Recorded {
+            view: self.view(),
+            definition: String::new(),
+        })
     }
 }
 

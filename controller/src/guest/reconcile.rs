@@ -8,7 +8,7 @@ use godwit_crds::guest_record::GuestReference;
 use godwit_crds::quantity::memory_bytes;
 use godwit_crds::virtual_machine::GuestState;
 use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineMigration, VirtualMachineStatus};
-use godwit_protocol::{Category, Fault, GuestName, StartGuest};
+use godwit_protocol::{Category, Fault, GuestName, StartGuest, definition};
 use jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
@@ -39,6 +39,9 @@ pub enum Error {
     /// The guest's definition.
     #[error("the guest's definition could not be told")]
     Definition(#[from] serde_json::Error),
+    /// What is written down of it.
+    #[error("the guest's definition could not be written down: {0}")]
+    Digest(Fault),
     /// The holder did not stop the guest.
     #[error("the guest could not be stopped: {0}")]
     Stop(Fault),
@@ -83,7 +86,7 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         Deed::None => Ok(Action::await_change()),
         Deed::Record { host } => {
             cluster.warm(&host);
-            let spec = record::first(reference(&guest, &uid), &host);
+            let spec = record::first(reference(&guest, &uid)?, &host);
             let record = cluster.records.create(spec).await?;
             tracing::info!(guest = guest.name_any(), host = record.spec.holder, "host chosen");
             // Straight on to the start order: nobody else changes the record before that.
@@ -187,12 +190,13 @@ fn judge(
     })
 }
 
-fn reference(guest: &VirtualMachine, uid: &str) -> GuestReference {
-    GuestReference {
+fn reference(guest: &VirtualMachine, uid: &str) -> Result<GuestReference, Error> {
+    Ok(GuestReference {
         namespace: guest.namespace().unwrap_or_default(),
         name: guest.name_any(),
         uid: uid.into(),
-    }
+        definition: definition::digest(&serde_json::to_vec(&guest.spec)?).map_err(Error::Digest)?,
+    })
 }
 
 fn name(guest: &VirtualMachine, uid: &str) -> GuestName {

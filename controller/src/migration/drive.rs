@@ -18,7 +18,9 @@ use godwit_handover::{
     SideView, SourceReport, Stand, Terms,
 };
 use godwit_protocol::clock::ClockEstimate;
-use godwit_protocol::{Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update};
+use godwit_protocol::{
+    Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update, definition,
+};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -436,6 +438,12 @@ impl Drive {
             DriverEffect::Begin => self.begin(),
             DriverEffect::Prepare => match self.definition.clone() {
                 Some(definition) => {
+                    let Some(record) = &self.record else { return };
+                    // Peer to peer the destination does this by itself.
+                    let recorded = &record.spec.guest.definition;
+                    if let Err(fault) = definition::check(&definition, recorded) {
+                        return self.order_failed(Key::Prepare, Role::Source, &fault);
+                    }
                     let guest = self.guest.clone();
                     self.order(
                         Key::Prepare,

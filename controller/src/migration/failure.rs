@@ -191,6 +191,9 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::PortsExhausted => "Wait for other migrations, or widen the port range of that host.",
         Reason::HypervisorUnavailable => "Repair the hypervisor on that host.",
         Reason::DefinitionRefused => "Correct the guest, or name another host.",
+        Reason::DefinitionMismatch => {
+            "The guest runs on at the source. Find out whether that host was taken over before you trust the guest."
+        }
         Reason::FileMissing => "Provide it under the same name there.",
         Reason::DiskFull => "Free space in the agent's state directory.",
         Reason::StreamNotServed => "Ask for less, or name another host.",

@@ -352,6 +352,7 @@ mod tests {
                 namespace: "default".into(),
                 name: "web".into(),
                 uid: guest.uid().unwrap(),
+                definition: "0".repeat(64),
             };
             let mut source = host("a");
             source.status.as_mut().unwrap().guests = vec![HostGuest {

@@ -36,6 +36,8 @@ pub struct Script {
     pub driving: Option<Box<Driving>>,
     /// Speak only this version of the protocol.
     pub only_version: Option<u32>,
+    /// Tell this of a guest that is to leave, and not what it was started with.
+    pub another_definition: Option<Vec<u8>>,
     /// Refuse to start guests with this.
     pub refuse_start: Option<Fault>,
     /// The stream does not end by itself.
@@ -44,6 +46,8 @@ pub struct Script {
     pub orders: Vec<String>,
     /// The guests that were started.
     pub started: Vec<StartGuest>,
+    /// The guests that were received, by UID, with their definitions.
+    pub received: HashMap<String, Vec<u8>>,
     /// The guests that were stopped, with their epochs.
     pub stopped: Vec<(String, u64)>,
 }
@@ -94,6 +98,15 @@ impl Agent {
             .clone()
     }
 
+    /// What it was started with or received with.
+    fn definition(&self, guest: &str) -> Option<Vec<u8>> {
+        let script = self.script.lock().unwrap();
+        let started = script.started.iter().find(|start| start.guest.uid == guest);
+        started
+            .map(|start| start.definition.clone())
+            .or_else(|| script.received.get(guest).cloned())
+    }
+
     /// Sends the guest: as soon as the path is proved, the guest is stopped and loaded at the destination.
     async fn stream(self: Arc<Self>, terms: Terms) {
         let destination = self.peer(&terms.destination);
@@ -136,11 +149,13 @@ impl Agent {
                 if self.updates(migration).borrow().side.is_none() {
                     self.tell_source(migration, SourceReport::Begun);
                 }
+                let other = self.script.lock().unwrap().another_definition.clone();
+                let definition = other.or_else(|| self.definition(&terms.guest));
                 return Ok(OrderAnswer::Begun {
-                    definition: b"{}".to_vec(),
+                    definition: definition.unwrap(),
                 });
             }
-            Order::Prepare { .. } => {
+            Order::Prepare { definition, .. } => {
                 if let Some(fault) = self.script.lock().unwrap().refuse_prepare.clone() {
                     return Err(fault);
                 }
@@ -148,6 +163,8 @@ impl Agent {
                     uri: "tcp://192.0.2.2:49160".into(),
                     token: Token(vec![7; 32]),
                 };
+                let (guest, definition) = (terms.guest.clone(), definition.clone());
+                self.script.lock().unwrap().received.insert(guest, definition);
                 self.tell_destination(migration, DestinationReport::Prepared(channel));
             }
             Order::Perform(_) => {

@@ -132,6 +132,27 @@ async fn an_agents_refusal_is_told_and_the_next_attempt_is_free() {
     world.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn r14_what_a_source_says_of_a_guest_is_held_against_the_record() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let mut spec = serde_json::to_value(&guest.spec).unwrap();
+    spec["boot"]["kernel"]["image"]["file"] = "another-guests".into();
+    let script = |other| world.agents["a"].agent.script.lock().unwrap().another_definition = other;
+    script(Some(spec.to_string().into_bytes()));
+    world.migrate("forged", "web", &world.hosts["b"]).await;
+    let failure = world.until_phase("forged", "Failed").await.failure.unwrap();
+    assert_eq!(failure.reason, "DefinitionMismatch", "{}", failure.message);
+    assert!(failure.message.contains(&world.hosts["a"]), "{}", failure.message);
+    assert_eq!(world.orders("b"), Vec::<String>::new());
+
+    script(None);
+    world.migrate("honest", "web", &world.hosts["b"]).await;
+    world.until_phase("honest", "Succeeded").await;
+    world.end().await;
+}
+
 /// The agent is newer by more than one version: both ranges are named, and the source is told to let go of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a Kubernetes API server"]

@@ -7,8 +7,12 @@ struct Written(Mutex<Option<RecordView>>);
 
 #[async_trait]
 impl Records for Written {
-    async fn read(&self, _guest: &str) -> Option<RecordView> {
-        self.0.lock().unwrap().clone()
+    async fn whole(&self, _guest: &str) -> Option<Recorded> {
+        let view = self.0.lock().unwrap().clone()?;
+        Some(Recorded {
+            view,
+            definition: String::new(),
+        })
     }
 }
 

@@ -35,6 +35,7 @@ impl World {
             namespace: "default".into(),
             name: "web".into(),
             uid: "uid-web".into(),
+            definition: "0".repeat(64),
         };
         Self {
             record: Some(record::first(reference, "a")),

@@ -14,7 +14,7 @@ pub fn record(uid: &str) -> Value {
         "kind": "GuestRecord",
         "metadata": {"name": uid, "finalizers": ["godwit.dev/guest"]},
         "spec": {
-            "guest": {"namespace": "default", "name": "web1", "uid": uid},
+            "guest": {"namespace": "default", "name": "web1", "uid": uid, "definition": "0".repeat(64)},
             "holder": "h1",
             "epoch": 1,
             "writer": "controller",
@@ -35,6 +35,9 @@ pub async fn a_record_is_checked(lab: &mut Lab) -> anyhow::Result<()> {
     #[rustfmt::skip]
     let table = [
         ("/metadata/name", json!("another"), "named by its guest's UID"),
+        ("/spec/guest/definition", Value::Null, "spec.guest.definition: Required"),
+        ("/spec/guest/definition", json!("0".repeat(63)), "spec.guest.definition"),
+        ("/spec/guest/definition", json!("G".repeat(64)), "spec.guest.definition"),
         ("/spec/holder", Value::Null, "spec.holder: Required"),
         ("/spec/holder", json!(""), "spec.holder"),
         ("/spec/epoch", json!(0), "greater than or equal to 1"),

@@ -400,6 +400,7 @@ pub async fn r12_objects_are_linked_by_uid_within_a_namespace(lab: &mut Lab) -> 
         ("/spec/guest/uid", json!("another-uid")),
         ("/spec/guest/name", json!("web2")),
         ("/spec/guest/namespace", json!("kube-system")),
+        ("/spec/guest/definition", json!("1".repeat(64))),
     ] {
         turn(&controller, "a-uid", &[(pointer, value)])
             .await

@@ -70,7 +70,7 @@ use peer_to_peer::{
     peer_to_peer_anybody_killed_in_prepare,
 };
 use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migration_port_get_nothing};
-use tickets::r2_a_host_begins_nothing_that_was_not_ordered;
+use tickets::{r2_a_host_begins_nothing_that_was_not_ordered, r14_a_host_cannot_change_what_a_guest_is};
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
@@ -93,6 +93,7 @@ fn main() -> ExitCode {
             garbage_on_the_agent_port_disturbs_nobody,
             strangers_on_the_migration_port_get_nothing,
             r2_a_host_begins_nothing_that_was_not_ordered,
+            r14_a_host_cannot_change_what_a_guest_is,
             the_guest_powers_off,
             the_guest_panics,
             the_guest_resets,
