@@ -56,18 +56,20 @@ fn said(value: Value) -> Option<Value> {
     }
 }
 
-/// Holds what a source says of a guest against the digest in the guest's record.
+/// Holds what the host `source` says of a guest against the digest in the guest's record.
 ///
 /// # Errors
 /// Forbidden with `DefinitionMismatch` if it is another; as [`digest`] if it cannot be read.
-pub fn check(definition: &[u8], recorded: &str) -> Result<(), Fault> {
+pub fn check(source: &str, definition: &[u8], recorded: &str) -> Result<(), Fault> {
     if digest(definition)? == recorded {
         return Ok(());
     }
     Err(Fault::new(
         Category::Forbidden,
         reason::DEFINITION_MISMATCH,
-        "The definition that the source gives is not the one under which the guest was first started",
+        format!(
+            "The definition that {source} gives of the guest is not the one under which it was first started"
+        ),
     ))
 }
 
@@ -93,7 +95,7 @@ mod tests {
         let digests = same.map(|guest| digest(guest).unwrap());
         assert!(digests.iter().all(|one| *one == digests[0]), "{digests:?}");
         assert_eq!(digests[0].len(), 64);
-        assert!(check(same[2], &digests[0]).is_ok());
+        assert!(check("h1", same[2], &digests[0]).is_ok());
     }
 
     #[test]
@@ -113,7 +115,7 @@ mod tests {
         ] {
             let changed = text.replacen(was, is, 1);
             assert_ne!(changed, text);
-            let fault = check(changed.as_bytes(), &recorded).unwrap_err();
+            let fault = check("h1", changed.as_bytes(), &recorded).unwrap_err();
             assert_eq!(fault.category, Category::Forbidden, "{changed}");
             assert_eq!(fault.reason, reason::DEFINITION_MISMATCH, "{changed}");
         }

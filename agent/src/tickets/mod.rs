@@ -114,7 +114,7 @@ impl TicketGate {
         let ticket = Ticket::verify(bytes, &keys, now, expected)?;
         if attempt == Attempt::Unknown {
             let recorded = check_armed(self.0.records.whole(&terms.guest).await, terms)?;
-            definition::check(definition, &recorded)?;
+            definition::check(&terms.source, definition, &recorded)?;
         }
         let this = Use {
             nonce: ticket.nonce,

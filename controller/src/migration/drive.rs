@@ -441,7 +441,7 @@ impl Drive {
                     let Some(record) = &self.record else { return };
                     // Peer to peer the destination does this by itself.
                     let recorded = &record.spec.guest.definition;
-                    if let Err(fault) = definition::check(&definition, recorded) {
+                    if let Err(fault) = definition::check(&self.terms.source, &definition, recorded) {
                         return self.order_failed(Key::Prepare, Role::Source, &fault);
                     }
                     let guest = self.guest.clone();
