@@ -17,8 +17,9 @@ test: ## Run all tests
 	@tests/run
 
 .PHONY: test-all
-test-all: ## Run all tests, and the long ones: the model with three faults, deadlines that run out, many and new random histories
+test-all: ## Run all tests, and the long ones: the model with three faults, deadlines that run out, many and new random histories; then deny
 	@tests/run --long
+	@tests/deny
 
 .PHONY: fuzz
 fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
@@ -28,6 +29,10 @@ fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONL
 .PHONY: lint
 lint: ## Check formatting, lints, generated files and the chart
 	@tests/lint
+
+.PHONY: deny
+deny: ## Check licences, sources and known weaknesses of what is built in (builds cargo-deny the first time)
+	@tests/deny
 
 .PHONY: bench
 bench: ## Measure, and compare with the targets (some 15 minutes)

@@ -208,7 +208,13 @@ pub async fn images_must_be_named(lab: &mut Lab) -> anyhow::Result<()> {
     for file in ["deployed-values.yaml", "rights-only-values.yaml"] {
         chart::run(helm_on_chart(lab, "lint", Some(&values.join(file)))?).await?;
     }
-    // What is rendered is accepted by the API server, and the controller's pod meets the `restricted` profile.
+    Ok(())
+}
+
+/// What is rendered is accepted by the API server; the controller's and the signer's pods meet the `restricted` profile,
+/// and one that asks for more than it allows does not pass unseen.
+pub async fn r16_the_controllers_pod_meets_the_restricted_profile(lab: &mut Lab) -> anyhow::Result<()> {
+    let values = cache::workspace().join("charts/godwit/ci");
     let rendered = chart::run(helm_on_chart(
         lab,
         "template",
@@ -247,5 +253,14 @@ pub async fn images_must_be_named(lab: &mut Lab) -> anyhow::Result<()> {
         "{said}"
     );
     assert_eq!(warnings.len(), 1, "{said}");
+    // The judge judges: a pod that may run as root is named.
+    let worse = std::fs::read_to_string(&manifest)?.replace("runAsNonRoot: true", "runAsNonRoot: false");
+    std::fs::write(&manifest, worse)?;
+    let mut command = lab.kubectl()?;
+    command
+        .args(["apply", "--dry-run=server", "--namespace", "restricted", "-f"])
+        .arg(&manifest);
+    let said = chart::run(command).await?;
+    assert!(said.contains("runAsNonRoot != true"), "{said}");
     Ok(())
 }

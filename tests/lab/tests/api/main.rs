@@ -25,12 +25,15 @@ use agents::{
     r3_an_agent_writes_its_own_host_and_no_other, r3_the_policy_holds_beyond_the_roles,
     r3_without_a_node_nothing_is_written, r4_the_name_comes_from_the_token_and_not_from_the_message,
 };
-use chart::{every_field_is_explained, helm_warns_of_nothing, images_must_be_named, listings_have_columns};
+use chart::{
+    every_field_is_explained, helm_warns_of_nothing, images_must_be_named, listings_have_columns,
+    r16_the_controllers_pod_meets_the_restricted_profile,
+};
 use godwit_lab::{LabOptions, cases};
 use machine::{a_machine_is_checked, a_machine_is_fixed_once_written};
 use migration::{
     a_migration_is_checked, a_migration_is_fixed_once_written, an_unserved_field_is_refused,
-    what_is_left_out_is_refused_or_has_its_default,
+    r5_plain_text_is_refused_where_the_cluster_forbids_it, what_is_left_out_is_refused_or_has_its_default,
 };
 use parties::{
     each_party_makes_the_writes_that_are_its_own, r3_a_decision_carries_no_other_change,
@@ -53,12 +56,14 @@ fn main() -> ExitCode {
             every_field_is_explained,
             listings_have_columns,
             images_must_be_named,
+            r16_the_controllers_pod_meets_the_restricted_profile,
             a_machine_is_checked,
             a_machine_is_fixed_once_written,
             a_migration_is_checked,
             what_is_left_out_is_refused_or_has_its_default,
             a_migration_is_fixed_once_written,
             an_unserved_field_is_refused,
+            r5_plain_text_is_refused_where_the_cluster_forbids_it,
             nobody_else_writes_records,
             a_record_is_checked,
             a_record_moves_by_the_rules_only,

@@ -1,9 +1,9 @@
 //! The rules of VirtualMachineMigration.
 
-use godwit_lab::Lab;
+use godwit_lab::{Lab, cache, chart};
 use serde_json::{Value, json};
 
-use crate::server::{change, create, path, send, set, try_create};
+use crate::server::{change, create, eventually, path, send, set, try_create};
 
 const RESOURCE: &str = "virtualmachinemigrations";
 
@@ -201,5 +201,49 @@ pub async fn a_migration_is_fixed_once_written(lab: &mut Lab) -> anyhow::Result<
         };
         answer.refused(pointer, words);
     }
+    Ok(())
+}
+
+/// The cluster's own word against plain text, on demand: the chart's policy, as Helm renders it.
+pub async fn r5_plain_text_is_refused_where_the_cluster_forbids_it(lab: &mut Lab) -> anyhow::Result<()> {
+    let values = cache::workspace().join("charts/godwit/ci/rights-only-values.yaml");
+    let mut command = chart::helm(&lab.control_plane)?;
+    command
+        .args([
+            "template",
+            "godwit",
+            "--set",
+            "migrations.refusePlainText=true",
+            "--show-only",
+        ])
+        .arg("templates/plain-text-policy.yaml")
+        .arg("--values")
+        .args([values, cache::workspace().join("charts/godwit")]);
+    let manifest = lab.records().join("plain-text-policy.yaml");
+    std::fs::write(&manifest, chart::run(command).await?)?;
+    let kubectl = async |verb: &str| {
+        let mut command = lab.kubectl()?;
+        command.args([verb, "-f"]).arg(&manifest);
+        chart::run(command).await
+    };
+    let client = lab.client();
+    let plain = migration("plain");
+    try_create(&client, RESOURCE, &plain).await.accepted();
+    kubectl("apply").await?;
+    // The server takes a new policy up after a moment.
+    let refused = eventually("plain text is refused", async || {
+        let answer = try_create(&client, RESOURCE, &plain).await;
+        (answer.code >= 400).then_some(answer)
+    })
+    .await;
+    refused.refused("plain text", "this cluster refuses migrations in plain text");
+    let mut encrypted = plain.clone();
+    set(&mut encrypted, "/spec/security", Value::Null);
+    try_create(&client, RESOURCE, &encrypted).await.accepted();
+    kubectl("delete").await?;
+    eventually("plain text is taken again", async || {
+        (try_create(&client, RESOURCE, &plain).await.code < 400).then_some(())
+    })
+    .await;
     Ok(())
 }
