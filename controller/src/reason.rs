@@ -30,7 +30,7 @@ macro_rules! reasons {
 reasons! {
     /// Reasons on a VirtualMachineMigration.
     MigrationReason {
-        Accepted, InProgress, Succeeded, Cancelled, CancelTooLate, NotNeeded,
+        Accepted, InProgress, HeldBack, Succeeded, Cancelled, CancelTooLate, NotNeeded,
         VirtualMachineNotFound, VirtualMachineDeleted, HostNotFound, SameHost, HostNotReady, GuestNotRunning,
         GuestNotMigratable, AnotherMigrationActive, MachineTypeMissing, CpuModelMissing, InsufficientMemory,
         StorageNotShared, UnsafeCacheMode,

@@ -58,6 +58,8 @@ pub struct Update {
     pub reason: String,
     /// Peer to peer, the source: what the driver in its agent tells of itself.
     pub driving: Option<Box<Driving>>,
+    /// The source: memory travels slowly, because there is no recent proof of the path that a switchover needs.
+    pub held_back: bool,
 }
 
 /// Zero stands for "has not happened" on the wire.
@@ -128,6 +130,7 @@ impl From<Update> for wire::MigrationUpdate {
             reason: update.reason,
             hypervisor_total_millis: update.hypervisor_total_millis.unwrap_or_default(),
             driving: update.driving.map(|driving| (*driving).into()),
+            held_back: update.held_back,
         }
     }
 }
@@ -159,6 +162,7 @@ impl TryFrom<wire::MigrationUpdate> for Update {
                 Some(driving) => Some(Box::new(driving.try_into()?)),
                 None => None,
             },
+            held_back: update.held_back,
         })
     }
 }

@@ -196,18 +196,22 @@ fn update() -> impl Strategy<Value = Update> {
         "[ -~ä]{0,500}",
         "[A-Za-z]{0,64}",
         proptest::option::of(driving().prop_map(Box::new)),
+        any::<bool>(),
     )
         .prop_map(
-            |(side, progress, stopped, resumed, downtime, total, detail, reason, driving)| Update {
-                side,
-                progress,
-                stopped_at_micros: stopped,
-                resumed_at_micros: resumed,
-                hypervisor_downtime_millis: downtime,
-                hypervisor_total_millis: total,
-                detail,
-                reason,
-                driving,
+            |(side, progress, stopped, resumed, downtime, total, detail, reason, driving, held_back)| {
+                Update {
+                    side,
+                    progress,
+                    stopped_at_micros: stopped,
+                    resumed_at_micros: resumed,
+                    hypervisor_downtime_millis: downtime,
+                    hypervisor_total_millis: total,
+                    detail,
+                    reason,
+                    driving,
+                    held_back,
+                }
             },
         )
 }

@@ -276,6 +276,7 @@ impl Runner {
     /// that is to be started is held back from its start. Once the guest is stopped the limits are no more of this.
     fn hold_back(&mut self) {
         let held = self.machine.held_back();
+        self.publisher.held_back(held);
         if self.machine.report() != SourceReport::Streaming || self.held_back == Some(held) {
             return;
         }

@@ -87,6 +87,14 @@ impl Publisher {
         }
     }
 
+    /// Whether the stream is held back; shown at once.
+    pub fn held_back(&mut self, held: bool) {
+        if self.update.held_back != held {
+            self.update.held_back = held;
+            self.show();
+        }
+    }
+
     /// When the guest stopped, as the hypervisor stamped it.
     pub fn stopped_at(&mut self, micros: i64) {
         self.update.stopped_at_micros = Some(micros);

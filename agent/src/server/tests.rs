@@ -455,11 +455,11 @@ async fn r14_what_a_source_says_of_a_guest_is_held_against_the_record() {
         ),
     ] {
         let mut order = prepare(ticket(&mine, &key, 0));
-        let Order::Prepare { definition, .. } = &mut order else {
-            panic!("{order:?}")
-        };
-        *definition = DEFINITION.replacen(was, is, 1).into_bytes();
-        assert_ne!(*definition, DEFINITION.as_bytes());
+        let forged = DEFINITION.replacen(was, is, 1).into_bytes();
+        assert_ne!(forged, DEFINITION.as_bytes());
+        if let Order::Prepare { definition, .. } = &mut order {
+            *definition = forged;
+        }
         let fault = client.order(&mine, &order).await.unwrap_err();
         assert_eq!(
             (fault.category, fault.reason.as_ref()),

@@ -63,17 +63,31 @@ impl Book {
             terms.guest, terms.source, terms.destination
         );
         self.condition("Accepted", ConditionStatus::True, Reason::Accepted, &fits, now);
-        for type_ in ["Succeeded", "Failed"] {
-            self.condition(
-                type_,
-                ConditionStatus::Unknown,
-                Reason::InProgress,
-                "The migration goes on.",
-                now,
-            );
-        }
+        self.goes_on(false, now);
         self.decided(now);
         self.enter(Phase::Begin, now);
+    }
+
+    /// How it goes on, until it has ended: held back as long as the source has no proof of the path.
+    pub fn goes_on(&mut self, held_back: bool, now: Timestamp) {
+        let ended = |type_| {
+            find_condition(&self.status.conditions, type_)
+                .is_some_and(|condition| condition.status != ConditionStatus::Unknown)
+        };
+        if ended("Succeeded") || ended("Failed") {
+            return;
+        }
+        let (reason, message) = if held_back {
+            (
+                Reason::HeldBack,
+                "There is no recent proof that both agents and the API server are reached: memory travels slowly and the guest is not stopped. Check the agents and the network between them.",
+            )
+        } else {
+            (Reason::InProgress, "The migration goes on.")
+        };
+        for type_ in ["Succeeded", "Failed"] {
+            self.condition(type_, ConditionStatus::Unknown, reason, message, now);
+        }
     }
 
     /// A phase has begun. A phase never goes back.
@@ -499,6 +513,28 @@ mod tests {
         assert_eq!(notices(&before, &book.status), []);
         book.enter(Phase::Perform, at(2));
         assert!(!only_figures_differ(&before, &book.status));
+    }
+
+    #[test]
+    fn what_holds_it_back_is_told_until_it_has_ended() {
+        let mut book = accepted();
+        let before = book.status.clone();
+        book.goes_on(true, at(2));
+        assert_eq!(condition(&book, "Failed"), (ConditionStatus::Unknown, "HeldBack"));
+        let since = |book: &Book| {
+            let found = find_condition(&book.status.conditions, "Succeeded").unwrap();
+            found.last_transition_time.clone()
+        };
+        assert_eq!(since(&book), rfc3339(at(1)));
+        book.goes_on(false, at(3));
+        assert_eq!(book.status, before);
+        book.succeeded(true, false, at(4));
+        book.goes_on(true, at(5));
+        assert_eq!(
+            condition(&book, "Succeeded"),
+            (ConditionStatus::True, "Succeeded")
+        );
+        assert_eq!(condition(&book, "Failed"), (ConditionStatus::False, "Succeeded"));
     }
 
     #[test]

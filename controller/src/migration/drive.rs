@@ -335,6 +335,9 @@ impl Drive {
             resumed_at_micros: update.resumed_at_micros.or(known.resumed_at_micros),
             ..update
         };
+        if role == Role::Source {
+            self.book.goes_on(update.held_back, Timestamp::now());
+        }
         self.side(role).last = update;
         self.enter_phases();
         self.look_at_times();

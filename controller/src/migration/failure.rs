@@ -226,6 +226,7 @@ pub fn advice(reason: Reason) -> &'static str {
         }
         Reason::Accepted
         | Reason::InProgress
+        | Reason::HeldBack
         | Reason::Succeeded
         | Reason::CancelTooLate
         | Reason::NotNeeded

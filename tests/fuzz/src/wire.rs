@@ -253,6 +253,7 @@ pub fn updates() -> Vec<Vec<u8>> {
                 detail: "the hypervisor's words".into(),
                 reason: "StreamFailed".into(),
                 driving: Some(Box::new(driving.clone())),
+                held_back: true,
             };
             wire::MigrationUpdate::from(update).encode_to_vec()
         })

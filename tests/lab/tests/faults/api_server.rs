@@ -9,16 +9,12 @@ use godwit_crds::migration::ControlFlow;
 use godwit_lab::Lab;
 use godwit_lab::network::Network;
 
-use crate::attempt::{Attempt, End, journaled, record, when_journaled};
+use crate::attempt::{Attempt, End, condition, journaled, record, when_journaled};
 use crate::crashes::{Held, Seal};
 use crate::guest::{Guest, until};
 use crate::peer_to_peer::go_does_not_arrive;
 
 const FLOW: ControlFlow = ControlFlow::PeerToPeer;
-/// A little longer than the proof that the API server answers is believed: 5 s by the driver, 3 s by the source.
-const PROOF_LAPSES: Duration = Duration::from_secs(9);
-/// Bytes per second: more than QEMU's slowest, and less than the link's speed.
-const CRAWLS: i64 = 2 << 20;
 /// A busy guest is through in a second or two if nothing holds it back.
 const STAYS_HELD: Duration = Duration::from_secs(5);
 /// What is not begun within half a minute is given up.
@@ -104,11 +100,10 @@ async fn in_pre_copy(lab: &mut Lab, parted: Parted) -> anyhow::Result<()> {
         let attempt = Attempt::order_driven(lab, FLOW, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
         while_parted(lab, parted, async |lab| {
-            let since = Instant::now();
-            until("the proof has lapsed, and the stream is held back", async || {
-                let progress = attempt.status(lab).await?.progress;
-                let crawls = progress.filter(|progress| (1..CRAWLS).contains(&progress.bytes_per_second));
-                Ok(crawls.filter(|_| since.elapsed() > PROOF_LAPSES))
+            until("the stream is held back, and the status says so", async || {
+                let status = attempt.status(lab).await?;
+                let told = condition(&status, "Succeeded").is_some_and(|told| told.reason == "HeldBack");
+                Ok(told.then_some(()))
             })
             .await?;
             // Nothing but the agent holds it back from here on.
