@@ -31,9 +31,19 @@ pub fn definitions() -> Vec<Vec<u8>> {
 
 /// From a source's agent, or from a tenant by the controller.
 pub fn definition(bytes: &[u8]) {
+    let digest = godwit_protocol::definition::digest(bytes);
     let Ok(definition) = Definition::parse(bytes) else {
         return;
     };
+    // Two texts with one digest are one definition.
+    let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+    let sorted = value.to_string();
+    assert_eq!(digest, godwit_protocol::definition::digest(sorted.as_bytes()));
+    assert!(digest.is_ok());
+    assert_eq!(
+        Definition::parse(sorted.as_bytes()).unwrap().spec(),
+        definition.spec()
+    );
     assert!(bytes.len() <= MAX_BYTES && definition.memory() > 0);
     let spec = definition.spec();
     for disk in &spec.disks {
