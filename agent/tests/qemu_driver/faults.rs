@@ -272,7 +272,7 @@ async fn a_stream_to_a_frozen_peer_is_cut() {
     let begin = Instant::now();
     source.cancel_stream().await.unwrap();
     println!("cancel with a frozen peer: {} ms", begin.elapsed().as_millis());
-    assert!(begin.elapsed() < Duration::from_secs(8));
+    assert!(begin.elapsed() < Duration::from_secs(30));
     let state = source.stream().await.unwrap().state;
     assert!(
         matches!(state, StreamState::Cancelled | StreamState::Failed),

@@ -214,7 +214,7 @@ async fn a_frozen_process_is_killed_after_the_deadline() {
     signal(&guest, Signal::STOP);
     let begin = std::time::Instant::now();
     guest.destroy(Duration::from_secs(1)).await.unwrap();
-    assert!(begin.elapsed() >= Duration::from_secs(1) && begin.elapsed() < Duration::from_secs(8));
+    assert!(begin.elapsed() >= Duration::from_secs(1) && begin.elapsed() < Duration::from_secs(30));
     assert!(!lives(&guest));
 }
 

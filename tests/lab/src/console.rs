@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 /// How long the hypervisor may take to read what was typed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Types `words` and hangs up, once the hypervisor has taken them.
 ///

@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::run::Run;
 
 /// How long the API server may take until it is ready.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// A running control plane.
 pub struct ControlPlane {

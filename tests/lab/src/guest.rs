@@ -23,7 +23,7 @@ use crate::{Host, Lab};
 pub const NAMESPACE: &str = "default";
 
 /// How long a guest may take from its VirtualMachine to its first tick. Most of it is an emulated boot.
-pub const STARTS_WITHIN: Duration = Duration::from_secs(60);
+pub const STARTS_WITHIN: Duration = Duration::from_secs(120);
 
 /// A guest, observed from its first line on.
 #[derive(Debug)]
@@ -99,6 +99,26 @@ impl Guest {
         });
         if !ticked {
             bail!("{} has not ticked {more} times within {patience:?}", self.name);
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest's last tick came out at that host.
+    ///
+    /// # Errors
+    /// When it does not within `patience`.
+    pub fn wait_for_ticks_at(&self, host: &str, patience: Duration) -> anyhow::Result<()> {
+        let ticked = blocking(|| {
+            self.observer.wait_until(patience, |lines| {
+                lines
+                    .iter()
+                    .rev()
+                    .find(|seen| seen.line.tick().is_some())
+                    .is_some_and(|seen| seen.host == host)
+            })
+        });
+        if !ticked {
+            bail!("{} has not ticked on {host} within {patience:?}", self.name);
         }
         Ok(())
     }

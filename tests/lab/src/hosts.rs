@@ -1,6 +1,7 @@
 //! A host of the lab: its place on the network, its directories, its agent.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -200,12 +201,12 @@ impl Host {
     /// Asks the agent to end; its guests go on.
     ///
     /// # Errors
-    /// When it does not end within 10 s.
+    /// When it does not end within half a minute.
     pub async fn stop_agent(&mut self) -> anyhow::Result<()> {
         let Some(mut agent) = self.agent.take() else {
             return Ok(());
         };
-        agent.terminate(Duration::from_secs(10)).await.map(|_| ())
+        agent.terminate(Duration::from_secs(30)).await.map(|_| ())
     }
 
     /// The agent's process, if it was started and not stopped.
@@ -277,6 +278,20 @@ impl Host {
         Ok(table.lines().any(|line| visited(line, peer)))
     }
 
+    /// How many connections have come in at this host's migration ports and are open.
+    ///
+    /// # Errors
+    /// When the kernel's table cannot be read.
+    pub fn native_streams(&self) -> anyhow::Result<usize> {
+        let output = self
+            .command(Path::new("cat"))
+            .arg("/proc/net/tcp")
+            .output()
+            .context("read the table of sockets")?;
+        let table = String::from_utf8_lossy(&output.stdout);
+        Ok(table.lines().filter(|line| stream(line, self.address)).count())
+    }
+
     /// The files below the agent's state and run directories, in order: what is left after a migration.
     ///
     /// # Errors
@@ -285,12 +300,19 @@ impl Host {
         let mut found = Vec::new();
         let mut directories = vec![self.directory.join("state"), self.directory.join("run")];
         while let Some(directory) = directories.pop() {
-            for entry in std::fs::read_dir(&directory)? {
+            let entries = match std::fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                // One that was found a moment ago may be gone with its guest.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).context(directory.display().to_string()),
+            };
+            for entry in entries {
                 let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    directories.push(entry.path());
-                } else {
-                    found.push(entry.path());
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => directories.push(entry.path()),
+                    Ok(_) => found.push(entry.path()),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error).context(entry.path().display().to_string()),
                 }
             }
         }
@@ -327,6 +349,35 @@ fn visited(line: &str, peer: IpAddr) -> bool {
         && remote.split(':').next() == written(peer).as_deref()
 }
 
+/// Whether a line of the kernel's table is an open connection from another host to a migration port of the one at
+/// `address`. The kernel gives ports of that range also to connections that a host makes itself, to the API server and
+/// to other agents.
+fn stream(line: &str, address: IpAddr) -> bool {
+    const ESTABLISHED: &str = "01";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, local, remote, state, ..] = fields.as_slice() else {
+        return false;
+    };
+    *state == ESTABLISHED && comes_in(local, remote, address)
+}
+
+/// Whether a connection between these two, as the kernel writes them, has come in at a migration port of `address`.
+#[must_use]
+pub fn comes_in(local: &str, remote: &str, address: IpAddr) -> bool {
+    let port = |end: &str| u16::from_str_radix(end.rsplit_once(':')?.1, 16).ok();
+    let (first, last) = MIGRATION_PORTS;
+    let machine = match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            written(IpAddr::from([a, b, c, 1]))
+        }
+        IpAddr::V6(_) => None,
+    };
+    port(local).is_some_and(|port| (first..=last).contains(&port))
+        && port(remote) != Some(AGENT_PORT)
+        && remote.split(':').next() != machine.as_deref()
+}
+
 /// An address as the kernel writes it: a number in the machine's byte order.
 fn written(address: IpAddr) -> Option<String> {
     match address {
@@ -354,6 +405,22 @@ mod tests {
         assert_eq!(at("0B01710A:4082", "01"), None, "a connection");
         assert_eq!(at("0C01710A:4082", "0A"), None, "another host");
         assert_eq!(listener("  sl  local_address rem_address   st", address), None);
+    }
+
+    #[test]
+    fn streams_are_told_from_connections_that_the_host_made() {
+        let address = IpAddr::from([10, 113, 1, 12]);
+        let seen = |local: &str, remote: &str, state: &str| {
+            stream(
+                &format!("   0: {local} {remote} {state} 00000000:00000000"),
+                address,
+            )
+        };
+        assert!(seen("0C01710A:C000", "0B01710A:D431", "01"));
+        assert!(!seen("0C01710A:C000", "0B01710A:D431", "06"), "it has ended");
+        assert!(!seen("0C01710A:B000", "0B01710A:D431", "01"), "another port");
+        assert!(!seen("0C01710A:C000", "0B01710A:4082", "01"), "to an agent");
+        assert!(!seen("0C01710A:C000", "0101710A:192B", "01"), "to the API server");
     }
 
     #[test]

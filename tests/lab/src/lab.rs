@@ -30,7 +30,7 @@ pub const INITRAMFS: &str = "initramfs.cpio";
 const CONTROLLER_NODE: &str = "h1";
 
 /// How long agents may take from their start until their hosts are ready.
-const HOSTS_READY_WITHIN: Duration = Duration::from_secs(30);
+const HOSTS_READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// Told what the lab is about to do, for progress.
 pub type Teller = Arc<dyn Fn(&str) + Send + Sync>;
@@ -547,7 +547,7 @@ impl Drop for Lab {
 
 async fn end(part: &mut Process) -> anyhow::Result<()> {
     part.check()?;
-    let status = part.terminate(Duration::from_secs(10)).await?;
+    let status = part.terminate(Duration::from_secs(30)).await?;
     if !status.success() {
         bail!(
             "{} ended badly ({status}) when asked to end; {}",

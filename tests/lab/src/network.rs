@@ -6,12 +6,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
 use crate::cache;
+
+/// How long the kernel may take to pass the news of a cable or a port on.
+const NOTICED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The network of a run; a copy is the same network.
 #[derive(Clone, Debug)]
@@ -61,8 +64,21 @@ impl Network {
             ip(&format!("-n {hub} link set h{host} master br0 up"))?;
             ip(&format!("-n {name} addr add {}/24 dev eth0", self.host(host)))?;
             ip(&format!("-n {name} link set eth0 up"))?;
+            self.reserve(host);
         }
         Ok(())
+    }
+
+    /// Keeps the migration ports free of connections that the host makes itself. Where that may not be set, one of them
+    /// has such a port now and then.
+    fn reserve(&self, host: usize) {
+        let (first, last) = crate::hosts::MIGRATION_PORTS;
+        let script = format!("echo {first}-{last} >/proc/sys/net/ipv4/ip_local_reserved_ports");
+        let name = host_namespace(self.number, host);
+        let _ = Command::new("ip")
+            .args(["netns", "exec", &name, "sh", "-c", &script])
+            .stderr(Stdio::null())
+            .status();
     }
 
     /// Whether each host has a network namespace of its own.
@@ -145,10 +161,10 @@ impl Network {
             let port = output("ip", &format!("-n {} -d -o link show h{host}", hub(self.number)))?;
             Ok(host_up == connected && port.contains("state forwarding") == connected)
         };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + NOTICED_WITHIN;
         while !noticed()? {
             if Instant::now() > deadline {
-                bail!("it was not noticed within 5 s that host {host}'s cable is {state}");
+                bail!("it was not noticed within {NOTICED_WITHIN:?} that host {host}'s cable is {state}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -167,10 +183,10 @@ impl Network {
         let passes = || -> anyhow::Result<bool> {
             Ok(output("ip", &format!("-n {hub} -d -o link show h{host}"))?.contains("state forwarding"))
         };
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + NOTICED_WITHIN;
         while passes()? == vanishes {
             if Instant::now() > deadline {
-                bail!("the bridge did not follow within 5 s");
+                bail!("the bridge did not follow within {NOTICED_WITHIN:?}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -49,6 +49,8 @@ struct State {
     /// The log in which something new was found last.
     latest: usize,
     end: bool,
+    /// The longest time between the beginnings of two looks.
+    blind: Duration,
 }
 
 #[derive(Debug)]
@@ -104,6 +106,12 @@ impl Observer {
         judge(&lines, &garbled, self.interval)
     }
 
+    /// The longest time for which the logs were not looked at so far: by so much a time of arrival may be late.
+    #[must_use]
+    pub fn blind(&self) -> Duration {
+        self.shared.lock().blind
+    }
+
     /// Waits until the lines so far are such that `enough` says so, but not longer than `patience`; says whether
     /// they are. It blocks: asynchronous code calls it where blocking is allowed.
     pub fn wait_until(&self, patience: Duration, mut enough: impl FnMut(&[Seen]) -> bool) -> bool {
@@ -146,7 +154,10 @@ impl Shared {
 
     fn follow(&self) {
         let mut state = self.lock();
+        let mut last = Instant::now();
         while !state.end {
+            state.blind = state.blind.max(last.elapsed());
+            last = Instant::now();
             let news = state.look();
             if news {
                 self.news.notify_all();
@@ -164,26 +175,49 @@ impl Shared {
 impl State {
     /// Reads what is new in each log; says whether anything was.
     fn look(&mut self) -> bool {
-        // The host that spoke last comes first: if a handover fell between two looks, the source's last bytes are then
-        // taken before the destination's first ones.
-        let count = self.logs.len();
-        let order = (0..count).map(|offset| (self.latest + offset) % count);
-        let mut news = false;
-        for index in order.collect::<Vec<_>>() {
+        let mut news = self.take(self.latest);
+        for index in 0..self.logs.len() {
+            if index == self.latest {
+                continue;
+            }
             let Some(log) = self.logs.get_mut(index) else {
                 continue;
             };
             let mut bytes = Vec::new();
-            if log.read_new(&mut bytes) {
-                self.assembler.log_began_anew(&log.host);
-            }
+            let anew = log.read_new(&mut bytes);
             if !bytes.is_empty() {
-                self.assembler.bytes(now(), &log.host, &bytes);
+                // A handover has fallen between two looks, or into this one. The destination's first bytes were written
+                // after the source's last ones, so these can all be read by now, and are taken first.
+                self.take(self.latest);
                 self.latest = index;
                 news = true;
             }
+            self.hear(index, anew, &bytes);
         }
         news
+    }
+
+    /// Reads what is new in one log; says whether anything was.
+    fn take(&mut self, index: usize) -> bool {
+        let Some(log) = self.logs.get_mut(index) else {
+            return false;
+        };
+        let mut bytes = Vec::new();
+        let anew = log.read_new(&mut bytes);
+        self.hear(index, anew, &bytes);
+        !bytes.is_empty()
+    }
+
+    fn hear(&mut self, index: usize, anew: bool, bytes: &[u8]) {
+        let Some(log) = self.logs.get(index) else {
+            return;
+        };
+        if anew {
+            self.assembler.log_began_anew(&log.host);
+        }
+        if !bytes.is_empty() {
+            self.assembler.bytes(now(), &log.host, bytes);
+        }
     }
 }
 

@@ -148,7 +148,7 @@ fn hold(seen: &Seen) -> Option<(OwnedFd, Stat)> {
     (stat.start_time == seen.start_time).then_some((descriptor, stat))
 }
 
-/// Kills processes and waits until they are gone, 10 s at most. Gives back those that are still there.
+/// Kills processes and waits until they are gone, half a minute at most. Gives back those that are still there.
 ///
 /// Gone is a process whose last thread has ended: its first one is a zombie some milliseconds sooner, while the others
 /// still hold its files and sockets.
@@ -162,7 +162,7 @@ pub fn kill(processes: &[Seen]) -> Vec<Seen> {
         // One that has ended meanwhile needs none.
         let _ = pidfd_send_signal(descriptor, Signal::KILL);
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     held.into_iter()
         .filter(|(_, descriptor)| !ended(descriptor, deadline))
         .map(|(process, _)| process.clone())
@@ -201,7 +201,7 @@ mod tests {
             .env(MARK, directory.join("h1"))
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         let found = loop {
             let found = owner.processes();
             if found.iter().any(|seen| seen.program == "sleep") {

@@ -19,7 +19,7 @@ use crate::{cache, network};
 
 const LAST: u8 = 250;
 const KEPT_LOGS: usize = 30;
-const GROUP_EMPTIES: Duration = Duration::from_secs(5);
+const GROUP_EMPTIES: Duration = Duration::from_secs(20);
 
 /// A run that this process holds. Dropped, it is removed from the system.
 #[derive(Debug)]

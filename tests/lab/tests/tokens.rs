@@ -11,7 +11,7 @@ use kube::api::DeleteParams;
 use serde_json::Value;
 
 /// The client looks into the file once a minute, and the Lease is renewed each ten seconds.
-const WITHIN: Duration = Duration::from_secs(100);
+const WITHIN: Duration = Duration::from_secs(200);
 
 /// The UIDs of the pods whose tokens came with the renewals of this host's Lease, the last one first.
 fn pods_behind_the_lease(audit: &Path, host: &str) -> Vec<String> {

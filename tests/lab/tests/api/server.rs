@@ -150,14 +150,14 @@ pub fn set(object: &mut Value, pointer: &str, value: Value) {
     }
 }
 
-/// Waits until a look gives something, 20 s at most.
+/// Waits until a look gives something, a minute at most.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -8,13 +8,13 @@ use godwit_crds::virtual_machine::GuestState;
 use godwit_lab::Lab;
 
 use crate::attempt::{Attempt, End};
-use crate::crashes::SLOW;
+use crate::crashes::SLOWER;
 use crate::guest::{Guest, until};
 
 /// The guest ends by itself in the middle of its migration: it stays where it is, as it is.
 async fn ends_by_itself(lab: &mut Lab, word: &str, reason: &str, state: GuestState) -> anyhow::Result<()> {
     let guest = Guest::start_busy(lab).await?;
-    lab.network.shape(1, Some(SLOW))?;
+    lab.network.shape(1, Some(SLOWER))?;
     let outcome = async {
         let attempt = Attempt::order(lab, &guest.name, "h2").await?;
         attempt.streams(lab).await?;
@@ -49,7 +49,7 @@ pub async fn the_guest_panics(lab: &mut Lab) -> anyhow::Result<()> {
 /// A reset is the guest's own business: it moves while it starts again.
 pub async fn the_guest_resets(lab: &mut Lab) -> anyhow::Result<()> {
     let guest = Guest::start_busy(lab).await?;
-    lab.network.shape(1, Some(SLOW))?;
+    lab.network.shape(1, Some(SLOWER))?;
     let outcome = async {
         let attempt = Attempt::order(lab, &guest.name, "h2").await?;
         attempt.streams(lab).await?;

@@ -1,6 +1,8 @@
 //! A migration of a guest from host 1 to host 2, how far it has come, and the judgement of its end.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -16,7 +18,7 @@ use serde_json::json;
 use crate::guest::{Guest, PATIENCE, until, until_within};
 
 /// How long it may take until a connection that hangs counts as broken, and that is told.
-const NOTICED_WITHIN: Duration = Duration::from_secs(60);
+const NOTICED_WITHIN: Duration = Duration::from_secs(120);
 
 /// A migration.
 pub struct Attempt {
@@ -258,13 +260,25 @@ pub async fn when_journaled<T: Send + 'static>(
     entry: &'static str,
     deed: impl FnOnce() -> T + Send + 'static,
 ) -> anyhow::Result<T> {
-    let wanted = format!("\"{entry}\"");
+    when_any_journaled(journal, &[entry], deed).await
+}
+
+/// The same for whichever of several entries comes first.
+pub async fn when_any_journaled<T: Send + 'static>(
+    journal: PathBuf,
+    entries: &[&'static str],
+    deed: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let entries = entries.to_vec();
+    let waits = Waits::default();
+    let over = Arc::clone(&waits.0);
     let wait = tokio::task::spawn_blocking(move || {
         let deadline = std::time::Instant::now() + PATIENCE;
-        while !std::fs::read(&journal).is_ok_and(|bytes| contains(&bytes, wanted.as_bytes())) {
+        while !entries.iter().any(|entry| journaled(&journal, entry)) {
+            ensure!(!over.load(Ordering::Relaxed), "nobody waits any more");
             ensure!(
                 std::time::Instant::now() < deadline,
-                "{} holds no {wanted}",
+                "{} holds none of {entries:?}",
                 journal.display()
             );
             std::thread::sleep(Duration::from_micros(200));
@@ -272,6 +286,16 @@ pub async fn when_journaled<T: Send + 'static>(
         Ok(deed())
     });
     wait.await?
+}
+
+/// Tells the thread that looks into a journal when nobody waits for it any more.
+#[derive(Default)]
+struct Waits(Arc<AtomicBool>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Whether a journal holds an entry.

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 use godwit_lab::Lab;
 
 use crate::attempt::{Attempt, End};
-use crate::crashes::SLOW;
+use crate::crashes::SLOWER;
 use crate::guest::Guest;
 use crate::input::refused;
 
@@ -99,7 +99,7 @@ pub async fn a_full_disk_at_the_beginning_is_named(lab: &mut Lab) -> anyhow::Res
 pub async fn full_disks_while_memory_travels(lab: &mut Lab) -> anyhow::Result<()> {
     with_small_disks(lab, &[1, 2], async |lab, disks| {
         let guest = Guest::start_busy(lab).await?;
-        lab.network.shape(1, Some(SLOW))?;
+        lab.network.shape(1, Some(SLOWER))?;
         let outcome = async {
             let attempt = Attempt::order(lab, &guest.name, "h2").await?;
             attempt.streams(lab).await?;

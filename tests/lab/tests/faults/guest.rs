@@ -21,7 +21,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 /// How long anything may take that takes milliseconds by itself: the machine may have other things to do.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something that does not tell by itself.
 pub const LOOK_EVERY: Duration = Duration::from_millis(10);
 

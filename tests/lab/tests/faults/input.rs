@@ -56,7 +56,7 @@ pub async fn unknown_names_are_refused(lab: &mut Lab) -> anyhow::Result<()> {
 
 pub async fn a_second_active_migration_is_refused(lab: &mut Lab) -> anyhow::Result<()> {
     let guest = Guest::start_busy(lab).await?;
-    lab.network.shape(1, Some(crate::crashes::SLOW))?;
+    lab.network.shape(1, Some(crate::crashes::SLOWER))?;
     let first = Attempt::order(lab, &guest.name, "h2").await?;
     let refused = async {
         first.streams(lab).await?;

@@ -30,8 +30,13 @@ pub async fn own(lab: &Lab, believed: &str) -> anyhow::Result<ClientTls> {
 
 /// Starts the controller without the certificate that it had.
 pub async fn anew(lab: &mut Lab) -> anyhow::Result<()> {
+    let path = kept(lab)?;
+    eventually("the controller has a certificate", async || {
+        Ok(path.exists().then_some(()))
+    })
+    .await?;
     lab.kill_controller();
-    std::fs::remove_file(kept(lab)?)?;
+    std::fs::remove_file(path)?;
     lab.start_controller()
 }
 

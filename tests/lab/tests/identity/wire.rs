@@ -17,7 +17,7 @@ use kube::{Api, Client, ResourceExt as _};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 
 /// For what takes the signer a moment, on a machine with much else to do.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// A PKCS #10 request for these URIs.
 pub fn pkcs10(key: &KeyPair, uris: &[&str]) -> rcgen::CertificateSigningRequest {

@@ -7,7 +7,7 @@ use godwit_lab::Lab;
 use godwit_lab::guest::{Guest, machines, migrations, until};
 use kube::Api;
 
-use crate::setting::{SOON, ask, clear, ended, linux, reaches, remove, restless, start};
+use crate::setting::{CRAWLS, SOON, ask, clear, ended, linux, reaches, remove, restless, start};
 use crate::traces;
 
 async fn all_is_gone(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
@@ -39,7 +39,7 @@ pub async fn a_machine_deleted_during_its_migration(lab: &mut Lab) -> anyhow::Re
     clear(lab).await?;
     let guest = start(lab, restless("fated")).await?;
     if lab.network.separate() {
-        lab.network.shape(1, Some(100))?;
+        lab.network.shape(1, Some(CRAWLS))?;
     }
     ask(lab, &guest, "fated-1", &lab.hosts[1]).await?;
     reaches(lab, "fated-1", MigrationPhase::Perform).await?;

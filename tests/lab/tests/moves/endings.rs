@@ -7,7 +7,7 @@ use godwit_lab::Lab;
 use godwit_lab::guest::{Guest, migrations};
 
 use crate::setting::{
-    ask, cancel, clear, condition, ended, is_true, lives_on, moves, reaches, remove, restless, start,
+    CRAWLS, ask, cancel, clear, condition, ended, is_true, lives_on, moves, reaches, remove, restless, start,
 };
 
 /// A guest whose memory is on its way and will not arrive.
@@ -18,7 +18,7 @@ async fn under_way(lab: &mut Lab, guest: &str, migration: &str) -> anyhow::Resul
         return Ok(None);
     }
     let guest = start(lab, restless(guest)).await?;
-    lab.network.shape(1, Some(100))?;
+    lab.network.shape(1, Some(CRAWLS))?;
     ask(lab, &guest, migration, &lab.hosts[1]).await?;
     reaches(lab, migration, MigrationPhase::Perform).await?;
     Ok(Some(guest))

@@ -20,7 +20,10 @@ mod traces;
 
 use std::process::ExitCode;
 
-use controller::{no_guest_is_stopped_without_a_controller, the_controller_is_killed};
+use controller::{
+    a_controller_that_stays_away_is_given_up, no_guest_is_stopped_without_a_controller,
+    the_controller_is_killed,
+};
 use deletion::{a_machine_deleted_during_its_migration, a_machine_is_deleted};
 use disks::{a_guest_boots_from_its_disk_and_moves, a_guest_takes_its_interface_along, cached_disks};
 use endings::{a_second_migration_is_refused, cancelled_while_memory_travels, deleted_while_memory_travels};
@@ -56,7 +59,9 @@ fn main() -> ExitCode {
             peer_to_peer_the_agents_are_killed,
             peer_to_peer_agents_are_parted,
             peer_to_peer_the_controller_does_not_reach_the_destination,
-            nothing_is_written_at_rest,
+            nothing_is_written_at_rest;
+            long:
+            a_controller_that_stays_away_is_given_up,
         ],
     )
 }

@@ -10,11 +10,11 @@ use godwit_lab::guest::{self, Guest, migrations};
 
 use crate::endings::cancelled;
 use crate::setting::{
-    MOVES_WITHIN, SOON, ask_driven_by, cancel, clear, ended, is_true, linux, lives_on, restless, start,
-    succeeds,
+    CRAWLS, MOVES_WITHIN, SOON, ask_driven_by, cancel, clear, ended, is_true, linux, lives_on, restless,
+    start, succeeds,
 };
 
-const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+const CHECKED_WITHIN: Duration = Duration::from_secs(90);
 
 /// Asks for a migration that the source's agent is to drive.
 async fn ask(lab: &Lab, guest: &Guest, name: &str, to: usize) -> anyhow::Result<()> {
@@ -30,8 +30,7 @@ async fn under_way(lab: &mut Lab, name: &str, migration: &str) -> anyhow::Result
         return Ok(None);
     }
     let guest = start(lab, restless(name)).await?;
-    // Its memory alone takes half a minute, also where the machine is so busy that the guest hardly changes any.
-    lab.network.shape(1, Some(30))?;
+    lab.network.shape(1, Some(CRAWLS))?;
     ask(lab, &guest, migration, 2).await?;
     let travels = |migration: Option<&VirtualMachineMigration>| {
         let status = migration.and_then(|migration| migration.status.as_ref());

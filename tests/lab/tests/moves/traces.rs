@@ -9,7 +9,7 @@ use godwit_lab::hosts::MIGRATION_PORTS;
 use godwit_lab::{Host, guest};
 
 /// How long a host may take to let go of a guest after the migration has ended.
-pub const GONE_WITHIN: Duration = Duration::from_secs(10);
+pub const GONE_WITHIN: Duration = Duration::from_secs(45);
 
 /// Waits until nothing of a guest is left on a host: no process, directory, record, control group, tap device or
 /// port. What the agent keeps for a while is the migration's journal, which says how it ended.

@@ -13,7 +13,7 @@ use crate::ways::{ask, heavy, limit, no_relay_is_left, relays, travels};
 
 /// A tunnelled migration that would take long.
 fn long() -> Value {
-    json!({"transport": "Tunnelled", "tuning": {"bandwidth": "4Mi"}})
+    json!({"transport": "Tunnelled", "tuning": {"bandwidth": "2Mi"}})
 }
 
 /// The failure's reason of a migration that has ended.
@@ -94,7 +94,7 @@ fn tunnel_hello(server_name: &str) -> Vec<u8> {
 /// What is sent is not answered, and the connection is closed within the time for a handshake.
 fn is_turned_away(address: SocketAddr, bytes: &[u8]) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     stream.write_all(bytes)?;
     let mut answer = Vec::new();
     // Reset or closed, both will do; a time-out will not.

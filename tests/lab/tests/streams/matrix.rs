@@ -11,7 +11,7 @@ use crate::moments::{BOTH_FLOWS, Way};
 use crate::setting::{clear, linux, lives_on, start, succeeds};
 use crate::ways::{ask, no_relay_is_left};
 
-const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+const CHECKED_WITHIN: Duration = Duration::from_secs(90);
 
 pub async fn every_way_moves_a_linux_guest(lab: &mut Lab) -> anyhow::Result<()> {
     clear(lab).await?;

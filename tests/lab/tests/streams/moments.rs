@@ -3,12 +3,13 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use godwit_crds::VirtualMachineMigration;
 use godwit_crds::migration::{ControlFlow, SecurityRequirement, Transport};
 use godwit_lab::guest::Guest;
-use godwit_lab::hosts::{AGENT_PORT, MIGRATION_PORTS};
+use godwit_lab::hosts::{AGENT_PORT, comes_in};
 use godwit_lab::processes::{self, Seen};
 use godwit_lab::{Host, Lab};
 use kube::ResourceExt as _;
@@ -16,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::attempt::{Attempt, End, Ended, journaled, migrations, when_journaled};
-use crate::guest::until;
+use crate::guest::{until, until_within};
 use crate::setting::{MOVES_WITHIN, SOON, clear, linux, lives_on, start};
 use crate::traces::{groups, settles};
 use crate::ways::{ask, limit, no_relay_is_left, relays};
@@ -34,6 +35,9 @@ const SLOW: u32 = 160;
 
 /// Changes its memory faster than [`BRISK`], and never so much of it that the rest would take long.
 const BUSY: &str = "godwit.fill=8M godwit.dirty=40M godwit.working_set=4M";
+
+/// How soon Go is said by a driver that knows that the guest is loaded.
+const GO_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a guest may be past a moment before it is met.
 const MOST_LATE: u32 = 10;
@@ -172,9 +176,11 @@ impl Traveller {
         Ok(ended)
     }
 
-    /// Waits for the end of a move that was past the moment which was waited for. That may happen, but not always.
+    /// Waits for the end of a move that was past the moment which was waited for, or was held up for so long that it was
+    /// given up. That may happen, but not always.
     pub async fn was_early(&mut self, lab: &Lab, trip: &Trip) -> anyhow::Result<()> {
-        self.settles(lab, trip, &[End::Moved], "too late").await?;
+        self.settles(lab, trip, &[End::Moved, End::Stays], "too late")
+            .await?;
         self.late += 1;
         ensure!(self.late <= MOST_LATE, "it is always too late");
         Ok(())
@@ -281,9 +287,17 @@ async fn met<T: Send + 'static>(
     let (driver, obeying) = (trip.driver(lab)?, agent(lab, trip.to)?);
     let brisk = limit(lab, &trip.attempt.name, trip.brisk);
     if moment == Moment::Cont {
-        let (done, brisk) = tokio::join!(when_journaled(destination, "ContIssued", || deed(found)), brisk);
+        let let_run = async {
+            tokio::select! {
+                biased;
+                done = when_journaled(destination, "ContIssued", || deed(found)) => done?.map(|()| true),
+                over = until("it is given up", async || Ok(journaled(&source, "AbortIntent").then_some(())))
+                    => over.map(|()| false),
+            }
+        };
+        let (done, brisk) = tokio::join!(let_run, brisk);
         brisk?;
-        return done?.map(|()| true);
+        return done;
     }
     if moment == Moment::Switchover {
         let (done, brisk) = tokio::join!(when_stopped(source, || deed(found)), brisk);
@@ -317,7 +331,13 @@ async fn met<T: Send + 'static>(
         }
         processes::signal(&obeying, Signal::STOP);
         processes::signal(&driver, Signal::CONT);
-        when_journaled(source, "GoSent", || {}).await?;
+        let said = until_within(GO_WITHIN, "Go is said", async || {
+            Ok(journaled(&source, "GoSent").then_some(()))
+        });
+        if said.await.is_err() {
+            // What the destination's agent had told was something else.
+            return Ok(false);
+        }
         ensure!(
             !journaled(&destination, "ContIssued"),
             "the guest was let run already"
@@ -341,7 +361,10 @@ async fn when_stopped<T: Send + 'static>(
     tokio::select! {
         biased;
         done = when_journaled(journal.clone(), "Sealed", deed) => done,
-        over = until("Go is said", async || Ok(journaled(&journal, "GoSent").then_some(()))) => over.map(|()| None),
+        over = until("it goes on otherwise", async || {
+            let over = journaled(&journal, "GoSent") || journaled(&journal, "AbortIntent");
+            Ok(over.then_some(()))
+        }) => over.map(|()| None),
     }
 }
 
@@ -376,6 +399,7 @@ pub fn hypervisor(lab: &Lab, host: usize) -> anyhow::Result<Seen> {
 
 /// A line of the kernel's table of TCP sockets.
 pub struct Socket {
+    pub local: String,
     pub local_port: u16,
     pub remote: String,
     pub established: bool,
@@ -397,6 +421,7 @@ fn parsed(table: &str) -> Vec<Socket> {
         };
         let number = |text: &str| u64::from_str_radix(text, 16).ok();
         Some(Socket {
+            local: (*local).to_owned(),
             local_port: u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?,
             remote: (*remote).to_owned(),
             established: *state == "01",
@@ -430,7 +455,6 @@ pub fn holds(process: &Seen, socket: &Socket) -> bool {
 
 /// How many streams come in at a host.
 pub fn streams(lab: &Lab, host: usize) -> anyhow::Result<usize> {
-    let (first, last) = MIGRATION_PORTS;
     let host = &lab.hosts[host - 1];
     let relays = relays(host);
     let table = host
@@ -441,7 +465,7 @@ pub fn streams(lab: &Lab, host: usize) -> anyhow::Result<usize> {
     let streams = parsed(&String::from_utf8_lossy(&table))
         .into_iter()
         .filter(|socket| {
-            let native = (first..=last).contains(&socket.local_port);
+            let native = comes_in(&socket.local, &socket.remote, host.address);
             socket.established && (native || relays.iter().any(|relay| holds(relay, socket)))
         });
     Ok(streams.count())

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::setting::{MOVES_WITHIN, SOON, clear, linux, lives_on, start, succeeds};
 use crate::traces::settles;
 
-const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+const CHECKED_WITHIN: Duration = Duration::from_secs(90);
 
 /// Asks for a migration with these fields beside the usual ones.
 pub async fn ask(lab: &Lab, guest: &Guest, name: &str, to: &Host, more: Value) -> anyhow::Result<()> {
@@ -129,7 +129,7 @@ pub async fn encrypted_by_default(lab: &mut Lab) -> anyhow::Result<()> {
 pub async fn tunnelled(lab: &mut Lab) -> anyhow::Result<()> {
     clear(lab).await?;
     let guest = start(lab, linux("digger", "128Mi", "godwit.fill=32M godwit.dirty=2M")).await?;
-    let slowly = json!({"transport": "Tunnelled", "tuning": {"bandwidth": "8Mi"}});
+    let slowly = json!({"transport": "Tunnelled", "tuning": {"bandwidth": "3Mi"}});
     ask(lab, &guest, "digger-1", &lab.hosts[1], slowly).await?;
     travels(lab, "digger-1").await?;
     for host in &lab.hosts {
@@ -158,37 +158,42 @@ pub async fn tunnelled(lab: &mut Lab) -> anyhow::Result<()> {
 }
 
 pub async fn a_limit_is_kept_and_changed(lab: &mut Lab) -> anyhow::Result<()> {
-    const SECOND: Duration = Duration::from_secs(1);
+    /// Bytes in a second.
+    const LIMIT: f64 = 2.0 * 1024.0 * 1024.0;
+    /// The hypervisor keeps to its limit within a tenth of a second; and a little passes by it.
+    const ROUGHLY: f64 = 1.25;
     clear(lab).await?;
     let guest = start(lab, heavy("slow")).await?;
-    let slowly = json!({"tuning": {"bandwidth": "4Mi"}});
+    let begun = std::time::Instant::now();
+    let slowly = json!({"tuning": {"bandwidth": "2Mi"}});
     ask(lab, &guest, "slow-1", &lab.hosts[1], slowly).await?;
-    travels(lab, "slow-1").await?;
-    // Figures of a few seconds: the hypervisor keeps to its limit within a tenth of a second.
-    let (begun, before) = (std::time::Instant::now(), travelled(lab, "slow-1").await?);
-    let further = |migration: Option<&VirtualMachineMigration>| {
+    // Figures are told late, and never early: by any time at most so much can have travelled since before it began.
+    let at_the_limit = || LIMIT * ROUGHLY * begun.elapsed().as_secs_f64();
+    let some = |migration: Option<&VirtualMachineMigration>| {
         let status = migration.and_then(|migration| migration.status.as_ref());
         let progress = status.and_then(|status| status.progress.as_ref());
-        progress.is_some_and(|progress| progress.transferred_bytes > before + (12 << 20))
+        progress.is_some_and(|progress| progress.transferred_bytes > 10 << 20)
     };
     guest::until(
         &migrations(lab),
         "slow-1",
         MOVES_WITHIN,
-        "more has travelled",
-        further,
+        "some has travelled",
+        some,
     )
     .await?;
+    let so_far = travelled(lab, "slow-1").await? as f64;
     ensure!(
-        begun.elapsed() > 2 * SECOND,
-        "12 MiB took {:?} at 4 MiB in a second",
+        so_far < at_the_limit(),
+        "{so_far} bytes have travelled within {:?}",
         begun.elapsed()
     );
     limit(lab, "slow-1", "0").await?;
-    succeeds(lab, "slow-1").await?;
+    let status = succeeds(lab, "slow-1").await?.status.context("a status")?;
+    let all = status.progress.context("progress")?.transferred_bytes as f64;
     ensure!(
-        begun.elapsed() < 20 * SECOND,
-        "the limit was not lifted: {:?}",
+        all > at_the_limit(),
+        "the limit was not lifted: {all} bytes have travelled within {:?}",
         begun.elapsed()
     );
     lives_on(lab, &guest, 2, 2).await
