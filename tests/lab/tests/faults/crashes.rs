@@ -326,7 +326,7 @@ pub async fn unsaid(lab: &mut Lab) -> anyhow::Result<(Guest, Attempt, Seen)> {
 
 /// Waits until Go was said. False: it is not said, for what the destination's agent had told was something else.
 pub async fn go_is_said(journal: &Path) -> anyhow::Result<bool> {
-    const SAID_WITHIN: Duration = Duration::from_secs(5);
+    const SAID_WITHIN: Duration = Duration::from_secs(15);
     let said = until_within(SAID_WITHIN, "Go is said", async || {
         Ok(journaled(journal, "GoSent").then_some(()))
     });

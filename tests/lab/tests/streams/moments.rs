@@ -30,6 +30,9 @@ pub const TRICKLE: &str = "1Mi";
 /// memory, or the agent hardly looks, that is slower.
 const BRISK: [&str; 3] = ["32Mi", "16Mi", "8Mi"];
 
+/// For how long the guest may stand still: what a busy one changes in a pass is sent in that time at each of these.
+const MAX_DOWNTIME: &str = "1s";
+
 /// What the source's link carries then, in Mbit/s.
 const SLOW: u32 = 160;
 
@@ -37,10 +40,10 @@ const SLOW: u32 = 160;
 const BUSY: &str = "godwit.fill=8M godwit.dirty=40M godwit.working_set=4M";
 
 /// How soon Go is said by a driver that knows that the guest is loaded.
-const GO_WITHIN: Duration = Duration::from_secs(5);
+const GO_WITHIN: Duration = Duration::from_secs(15);
 
 /// How often a guest may be past a moment before it is met.
-const MOST_LATE: u32 = 10;
+const MOST_LATE: u32 = 20;
 
 /// Who drives, and how memory travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +134,7 @@ impl Traveller {
             "controlFlow": way.flow,
             "transport": way.transport,
             "security": {"require": way.require},
-            "tuning": {"bandwidth": TRICKLE},
+            "tuning": {"bandwidth": TRICKLE, "maxDowntime": MAX_DOWNTIME},
         });
         ask(lab, &self.guest, &name, &lab.hosts[to - 1], spec).await?;
         let uid = migrations(lab).get(&name).await?.uid().context("a UID")?;

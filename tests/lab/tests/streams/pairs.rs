@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::cuts::{breaker, port_of, skips};
 use crate::moments::{TRICKLE, holds, sockets, travels};
-use crate::setting::{clear, ended, is_true, linux, lives_on, start, succeeds};
+use crate::setting::{SOON, clear, ended, is_true, linux, lives_on, start, succeeds};
+use crate::traces::settles;
 use crate::ways::{ask, limit, no_relay_is_left, relays};
 
 /// The relay of one migration on a host.
@@ -90,14 +91,22 @@ async fn one_breaks(lab: &mut Lab, faults: &[Fault]) -> anyhow::Result<()> {
         };
         ensure!(failure.reason == expected, "{fault:?}: {failure:?}");
         lives_on(lab, &broken, 1, 1).await?;
-        for (host, relay) in lab.hosts.iter().zip(&untouched) {
-            ensure!(
-                relays(host) == [relay.clone()],
-                "{}: {:?}, not {relay:?} alone",
-                host.name,
-                relays(host)
-            );
-        }
+        settles("each host has the other's relay, and no more", SOON, || {
+            let mut wrong = Vec::new();
+            for (host, relay) in lab.hosts.iter().zip(&untouched) {
+                let found = relays(host);
+                ensure!(
+                    found.contains(relay),
+                    "{}: {found:?} without {relay:?}",
+                    host.name
+                );
+                if found.len() > 1 {
+                    wrong.push(format!("{}: {found:?}", host.name));
+                }
+            }
+            Ok(wrong)
+        })
+        .await?;
         let mut all = sockets(untouched[0].pid)?.into_iter();
         ensure!(
             all.any(|socket| socket.local_port == connection
