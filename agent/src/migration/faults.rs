@@ -96,3 +96,17 @@ pub fn channel(error: &ChannelError) -> Fault {
     };
     Fault::new(category, reason, error.to_string())
 }
+
+/// No hypervisor works here.
+pub fn no_hypervisor() -> Fault {
+    Fault::new(
+        Category::Unavailable,
+        "HypervisorUnavailable",
+        "No hypervisor works on this host",
+    )
+}
+
+/// Something that must not happen.
+pub fn internal(error: &impl ToString) -> Fault {
+    Fault::new(Category::Internal, "InternalError", error.to_string())
+}
