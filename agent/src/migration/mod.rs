@@ -17,6 +17,7 @@ mod native_several;
 mod observation;
 mod options;
 mod pen;
+mod role;
 mod source;
 mod updates;
 

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Inner;
 use super::table::Orders;
 use crate::migration::faults;
-use crate::migration::source::Message;
+use crate::migration::role::Message;
 
 impl Inner {
     /// Gives an order to whom it concerns.

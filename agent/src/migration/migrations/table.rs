@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::guests::Spoken;
 use crate::migration::faults;
-use crate::migration::source::Message;
+use crate::migration::role::Message;
 use crate::migration::updates::Shown;
 use crate::tickets::Attempt;
 
