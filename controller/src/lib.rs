@@ -11,6 +11,7 @@ pub mod agents;
 pub mod apply;
 pub mod cluster;
 pub mod config;
+pub mod connect;
 pub mod guest;
 pub mod health;
 pub mod host;

@@ -7,7 +7,6 @@ use futures::{StreamExt, TryStreamExt};
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_identity::{OpenError, Request, Source};
 use godwit_protocol::{ClientTls, PeerIdentity, TlsFiles};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -17,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::Agents;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::connect::{self, ConnectError};
 use crate::health::{self, Health};
 use crate::leader::Candidate;
 use crate::migration::validate;
@@ -35,15 +35,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 /// Why the controller cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The kubeconfig.
-    #[error("the kubeconfig cannot be used")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
-    /// The cluster's own configuration of a pod.
-    #[error("there is no --kubeconfig, and this is no pod of a cluster")]
-    InCluster(#[from] kube::config::InClusterError),
-    /// The client.
-    #[error("the API server's client cannot be made")]
-    Client(#[from] kube::Error),
+    /// The way to the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The certificates.
     #[error("the certificates cannot be used")]
     Tls(#[from] OpenError),
@@ -61,7 +55,7 @@ pub enum RunError {
 /// Runs until `shutdown`, or until the lead is lost: what runs then is not to be trusted, and a new process starts
 /// clean.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
-    let client = client(&config).await?;
+    let client = connect::client(config.kubeconfig.as_deref()).await?;
     // Before the certificate: the signer may take its time, and a controller that waits for it is well.
     let health = Arc::new(Health::default());
     health.awaits_certificate();
@@ -128,17 +122,6 @@ fn source(config: &Config, client: &Client) -> Option<Source> {
         chain: config.tls_certificate.clone()?,
         key: config.tls_key.clone()?,
     }))
-}
-
-async fn client(config: &Config) -> Result<Client, RunError> {
-    let config = match &config.kubeconfig {
-        Some(file) => {
-            kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default())
-                .await?
-        }
-        None => kube::Config::incluster()?,
-    };
-    Ok(Client::try_from(config)?)
 }
 
 /// Runs everything that a leader runs, until `stop`.

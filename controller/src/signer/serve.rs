@@ -13,7 +13,6 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -26,6 +25,7 @@ use super::config::Config;
 use super::decide::{self, Decision, Grant, Refusal, Rules};
 use super::objects::{GROUP, PodAnswer, PodCertificateRequest, VERSION, pod_certificate_requests};
 use super::publish::Publisher;
+use crate::connect::{self, ConnectError};
 use crate::health::{self, Health};
 
 /// How many requests of a kind are answered at the same time.
@@ -42,15 +42,9 @@ const RENEW_AT: (u32, u32) = (2, 3);
 /// Why the signer cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The kubeconfig.
-    #[error("the kubeconfig cannot be used")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
-    /// The cluster's own configuration of a pod.
-    #[error("there is no --kubeconfig, and this is no pod of a cluster")]
-    InCluster(#[from] kube::config::InClusterError),
-    /// The client.
-    #[error("the API server's client cannot be made")]
-    Client(#[from] kube::Error),
+    /// The way to the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The authority.
     #[error("the authority cannot be used")]
     Authority(#[from] AuthorityError),
@@ -83,7 +77,7 @@ struct Signer {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
     let files = config.authority();
     let (authority, current) = watch::channel(Arc::new(Authority::load(&files, SystemTime::now())?));
-    let client = client(&config).await?;
+    let client = connect::client(config.kubeconfig.as_deref()).await?;
     let health = Arc::new(Health::default());
     if let Some(address) = config.health_listen {
         let listener = health::listen(address).await.map_err(RunError::Health)?;
@@ -114,17 +108,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         () = stop.cancelled() => {}
     }
     Ok(())
-}
-
-async fn client(config: &Config) -> Result<Client, RunError> {
-    let config = match &config.kubeconfig {
-        Some(file) => {
-            kube::Config::from_custom_kubeconfig(Kubeconfig::read_from(file)?, &KubeConfigOptions::default())
-                .await?
-        }
-        None => kube::Config::incluster()?,
-    };
-    Ok(Client::try_from(config)?)
 }
 
 /// Reads the authority's files again and again. What cannot be used, as half of a new pair, leaves the old one.
