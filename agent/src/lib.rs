@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod clock;
 pub mod config;
+mod derivation;
 pub mod guest_network;
 pub mod guests;
 pub mod host;

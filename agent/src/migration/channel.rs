@@ -22,13 +22,13 @@ use std::time::Duration;
 
 use godwit_handover::{Channel, Token};
 use rustix::net::sockopt;
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::derivation::derive;
 use crate::hypervisor::{HypervisorError, Stream, StreamKey, Way};
 
 /// How long a connection may take to say the word.
@@ -273,16 +273,10 @@ fn words(migration: &str, token: &[u8], encrypted: bool) -> Option<Words> {
             key: None,
         });
     }
-    let suite = TLS13_AES_128_GCM_SHA256.tls13()?;
-    let expander = suite.hkdf_provider.extract_from_secret(Some(SALT), token);
-    let derive = |purpose: &[u8]| {
-        let mut bytes = [0; TOKEN_BYTES];
-        let info: [&[u8]; 3] = [purpose, b"\0", migration.as_bytes()];
-        expander.expand_slice(&info, &mut bytes).ok().map(|()| bytes)
-    };
+    let made = |purpose: &[u8]| derive(SALT, token, &[purpose, b"\0", migration.as_bytes()]);
     Some(Words {
-        hello: hello(migration, &derive(b"word")?)?,
-        key: Some(StreamKey::new(derive(b"key")?)),
+        hello: hello(migration, &made(b"word")?)?,
+        key: Some(StreamKey::new(made(b"key")?)),
     })
 }
 

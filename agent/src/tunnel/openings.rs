@@ -4,10 +4,11 @@
 //! channel, and the secret is its token. Over several each channel has a token of its own that is made from the
 //! secret: who has seen one opens no other with it.
 
-use godwit_relay::channel::{Channel, ChannelKind, TOKEN, Token};
+use godwit_relay::channel::{Channel, ChannelKind, Token};
 use godwit_relay::order::Opening;
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use uuid::Uuid;
+
+use crate::derivation::derive;
 
 /// Parts what is made from a secret here from anything else that may ever be.
 const SALT: &[u8] = b"godwit tunnel 1";
@@ -36,20 +37,14 @@ fn memory() -> Channel {
     Channel::new(ChannelKind::Memory, 0)
 }
 
-/// A channel's own token. The library gives none only for lengths that are not asked for here.
+/// A channel's own token.
 fn token(migration: Uuid, secret: &Token, channel: Channel) -> Option<Token> {
-    let suite = TLS13_AES_128_GCM_SHA256.tls13()?;
-    let expander = suite
-        .hkdf_provider
-        .extract_from_secret(Some(SALT), secret.as_bytes());
-    let mut bytes = [0; TOKEN];
-    let info: [&[u8]; 3] = [
+    let purpose: [&[u8]; 3] = [
         migration.as_bytes(),
         &[channel.kind.code()],
         &channel.number.to_be_bytes(),
     ];
-    expander.expand_slice(&info, &mut bytes).ok()?;
-    Some(Token::from_bytes(bytes))
+    derive(SALT, secret.as_bytes(), &purpose).map(Token::from_bytes)
 }
 
 #[cfg(test)]
@@ -60,6 +55,7 @@ fn token(migration: Uuid, secret: &Token, channel: Channel) -> Option<Token> {
 )]
 mod tests {
     use super::*;
+    use godwit_relay::channel::TOKEN;
 
     #[test]
     fn one_connection_is_one_channel_and_the_secret_its_token() {
