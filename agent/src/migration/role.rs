@@ -2,6 +2,7 @@
 //! how their machine is given an event.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
 use godwit_handover::{Refusal, Step};
@@ -9,7 +10,10 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::native_several::Cable;
+use crate::guest_network;
 use crate::hypervisor::GuestEvent;
+use crate::tunnel::Tunnels;
 
 /// The first pause before something is tried again; it doubles up to [`LONGEST_BACKOFF`].
 pub(super) const BACKOFF: Duration = Duration::from_millis(50);
@@ -119,6 +123,22 @@ async fn next_event(
     match events {
         Some(receiver) => receiver.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Takes down what a side's stream went through, if that was the tunnel or the migration network. `guest` is the
+/// directory of the guest's process, if that is still there.
+pub(super) async fn take_down(
+    migration: &str,
+    (tunnel, cable): (Option<Tunnels>, Option<Cable>),
+    guest: Option<&Path>,
+    side: guest_network::Side,
+) {
+    if let Some(tunnel) = tunnel {
+        tunnel.close(migration, guest).await;
+    }
+    if let Some(cable) = cable {
+        cable.take_out(migration, side).await;
     }
 }
 

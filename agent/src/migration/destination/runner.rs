@@ -19,7 +19,7 @@ use crate::migration::driver_watch::Lapse;
 use crate::migration::gateway::Gateway;
 use crate::migration::journal::Line;
 use crate::migration::observation;
-use crate::migration::role::{LONGEST_BACKOFF, Message, Role};
+use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
 use crate::migration::updates::Note;
 
 /// How long nobody may open the channel before the process is given up.
@@ -301,16 +301,11 @@ impl Role for Runner {
         }
         self.closing = true;
         self.shut_the_door();
-        if let Some(tunnel) = self.tunnel.take() {
-            let guest = self.guest.as_ref().map(|guest| guest.directory());
-            tunnel.close(&self.machine.terms().migration, guest).await;
-        }
-        if let Some(cable) = self.cable.take() {
-            cable
-                .take_out(&self.machine.terms().migration, guest_network::Side::Destination)
-                .await;
-        }
-        tracing::info!(migration = %self.machine.terms().migration, ?report, "the destination's side has ended");
+        let migration = &self.machine.terms().migration;
+        let way = (self.tunnel.take(), self.cable.take());
+        let guest = self.guest.as_ref().map(|guest| guest.directory());
+        role::take_down(migration, way, guest, guest_network::Side::Destination).await;
+        tracing::info!(%migration, ?report, "the destination's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),
         };

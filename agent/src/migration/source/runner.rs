@@ -16,7 +16,7 @@ use crate::guests::GuestError;
 use crate::hypervisor::GuestEvent;
 use crate::migration::driver_watch::Lapse;
 use crate::migration::journal::{self, Line};
-use crate::migration::role::{LONGEST_BACKOFF, Message, Role};
+use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
 
 impl Role for Runner {
     type Event = SourceEvent;
@@ -217,16 +217,11 @@ impl Role for Runner {
             self.custody.unprotect(self.machine.terms()).await;
         }
         self.closing = true;
-        if let Some(tunnel) = self.tunnel.take() {
-            let guest = self.guest.as_ref().map(|guest| guest.directory());
-            tunnel.close(&self.machine.terms().migration, guest).await;
-        }
-        if let Some(cable) = self.cable.take() {
-            cable
-                .take_out(&self.machine.terms().migration, guest_network::Side::Source)
-                .await;
-        }
-        tracing::info!(migration = %self.machine.terms().migration, ?report, "the source's side has ended");
+        let migration = &self.machine.terms().migration;
+        let way = (self.tunnel.take(), self.cable.take());
+        let guest = self.guest.as_ref().map(|guest| guest.directory());
+        role::take_down(migration, way, guest, guest_network::Side::Source).await;
+        tracing::info!(%migration, ?report, "the source's side has ended");
         let line = Line::Ended {
             report: format!("{report:?}"),
         };
