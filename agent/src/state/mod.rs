@@ -1,5 +1,6 @@
 //! What the agent keeps on disk: records that are whole or not there, and one lock for the whole directory.
 
+pub mod durable;
 pub mod lock;
 pub mod record_file;
 

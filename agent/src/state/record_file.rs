@@ -4,15 +4,14 @@
 //! `godwit-record 1 <length> <crc32 in hex>`. A new version of the record is written to a temporary file, synced,
 //! renamed over the old one, and the directory is synced, so that a crash leaves either the old one or the new.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::StateError;
+use super::{StateError, durable};
 
 /// The format that this agent writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
@@ -64,22 +63,7 @@ impl RecordFile {
             crc32fast::hash(&payload)
         );
         let temporary = self.temporary();
-        let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(head.as_bytes())?;
-            file.write_all(&payload)?;
-            file.sync_all()
-        })();
-        if let Err(error) = written {
-            // After a failed sync nothing is known about the file's pages: it is never synced again, but dropped.
-            let _ = fs::remove_file(&temporary);
-            return Err(self.failed("write", error));
-        }
+        durable::write(&temporary, &[head.as_bytes(), &payload]).map_err(|e| self.failed("write", e))?;
         fs::rename(&temporary, &self.path).map_err(|e| self.failed("rename", e))?;
         self.sync_directory()
     }
@@ -101,10 +85,7 @@ impl RecordFile {
     }
 
     fn sync_directory(&self) -> Result<(), StateError> {
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(|e| self.failed("sync the directory of", e))
+        durable::sync_name(&self.path).map_err(|e| self.failed("sync the directory of", e))
     }
 
     fn payload<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], StateError> {

@@ -14,12 +14,11 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use godwit_protocol::ticket::{CLOCK_TOLERANCE, LIFETIME, Nonce};
 
-use crate::state::StateError;
+use crate::state::{StateError, durable};
 
 /// The file's name in the agent's state directory.
 pub const FILE: &str = "used-tickets";
@@ -210,17 +209,9 @@ impl Used {
             bytes.extend(sector(&of_use(*this)));
         }
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
+            durable::write(&temporary, &[&bytes])?;
             fs::rename(&temporary, &self.path)?;
-            let directory = self.path.parent().unwrap_or(Path::new("/"));
-            File::open(directory)?.sync_all()?;
+            durable::sync_name(&self.path)?;
             OpenOptions::new().append(true).open(&self.path)
         })();
         match written {

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::state::durable;
 pub use format::{FORMAT, Head, Line, Role, SIZE};
 use format::{HEADER, Told, Unread, blank, encode};
 
@@ -193,7 +194,7 @@ impl Journal {
         file.write_all_at(&bytes, 0).map_err(|e| failed("write", e))?;
         file.sync_all().map_err(|e| failed("sync", e))?;
         fs::rename(&temporary, &path).map_err(|e| failed("rename", e))?;
-        sync_directory(directory).map_err(|e| {
+        durable::sync_name(&path).map_err(|e| {
             let _ = fs::remove_file(&path);
             failed("sync the directory of", e)
         })?;
@@ -326,14 +327,10 @@ pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// Removes a journal. Nothing to remove is a success.
 pub fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => sync_directory(path.parent().unwrap_or(Path::new("/"))),
+        Ok(()) => durable::sync_name(path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// The migration whose journal a file is by its name.
