@@ -131,16 +131,7 @@ impl Inner {
                 }
             }
             Standing::Held { process, .. } | Standing::Arriving { process, .. } => {
-                match self
-                    .hypervisor
-                    .adopt(&slot.uid, &self.directory(&slot.uid), process)
-                    .await
-                {
-                    Ok(Adoption::Alive(guest)) => self.adopted(slot, &guest).await,
-                    Ok(Adoption::Gone) => self.gone(slot, process),
-                    Ok(Adoption::Unresponsive(why)) => self.silent(slot, why),
-                    Err(error) => self.silent(slot, error.to_string()),
-                }
+                self.look_for(slot, process).await;
                 Ok(())
             }
             // Its end was noted and what is left of it was not yet removed.
@@ -149,19 +140,24 @@ impl Inner {
                     None => {
                         slot.here(|here| here.process = Process::Gone("it had ended".into()))?;
                     }
-                    Some(process) => match self
-                        .hypervisor
-                        .adopt(&slot.uid, &self.directory(&slot.uid), process)
-                        .await
-                    {
-                        Ok(Adoption::Alive(guest)) => self.adopted(slot, &guest).await,
-                        Ok(Adoption::Gone) => self.gone(slot, process),
-                        Ok(Adoption::Unresponsive(why)) => self.silent(slot, why),
-                        Err(error) => self.silent(slot, error.to_string()),
-                    },
+                    Some(process) => self.look_for(slot, process).await,
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Finds a recorded process again, or that it is gone.
+    async fn look_for(self: &Arc<Self>, slot: &Arc<Slot>, process: &ProcessRecord) {
+        match self
+            .hypervisor
+            .adopt(&slot.uid, &self.directory(&slot.uid), process)
+            .await
+        {
+            Ok(Adoption::Alive(guest)) => self.adopted(slot, &guest).await,
+            Ok(Adoption::Gone) => self.gone(slot, process),
+            Ok(Adoption::Unresponsive(why)) => self.silent(slot, why),
+            Err(error) => self.silent(slot, error.to_string()),
         }
     }
 
