@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use godwit_handover::{
-    Destination, DestinationEntry, DestinationFacts, Source, SourceEntry, SourceFacts, Step, StreamFact,
-    Terms,
+    Destination, DestinationEntry, DestinationFacts, Gates, Source, SourceEntry, SourceFacts, Step,
+    StreamFact, Terms,
 };
 use godwit_protocol::{Category, Fault};
 use tokio::sync::mpsc;
@@ -122,12 +122,9 @@ impl Inner {
                 }
             }
         };
-        let gates = self
-            .custody
-            .gates()
-            .ok_or_else(|| Left::by_fault(&head, &faults::no_hypervisor(), true))?;
+        let gates = self.gates_for(&head)?;
         let (machine, first) = Source::recover(&entries, gates, facts)
-            .ok_or_else(|| Left::by_fault(&head, &unreadable("its lines contradict each other"), false))?;
+            .ok_or_else(|| Left::by_meaning(&head, "its lines contradict each other"))?;
         tracing::info!(migration = %terms.migration, report = ?machine.report(), ended, "the source's side is taken up again");
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(ended));
@@ -181,12 +178,9 @@ impl Inner {
                 Err(error) => return Err(Left::by_guest(&head, &error)),
             }
         };
-        let gates = self
-            .custody
-            .gates()
-            .ok_or_else(|| Left::by_fault(&head, &faults::no_hypervisor(), true))?;
+        let gates = self.gates_for(&head)?;
         let (machine, first) = Destination::recover(&entries, gates, facts)
-            .ok_or_else(|| Left::by_fault(&head, &unreadable("its lines contradict each other"), false))?;
+            .ok_or_else(|| Left::by_meaning(&head, "its lines contradict each other"))?;
         tracing::info!(migration = %terms.migration, report = ?machine.report(), ended, "the destination's side is taken up again");
         let (orders, mailbox) = mpsc::unbounded_channel();
         let over = Arc::new(AtomicBool::new(ended));
@@ -209,14 +203,16 @@ impl Inner {
         Ok(())
     }
 
+    /// What the hypervisor can hold back, which a machine is rebuilt with.
+    fn gates_for(&self, head: &Head) -> Result<Gates, Left> {
+        let gates = self.custody.gates();
+        gates.ok_or_else(|| Left::by_fault(head, &faults::no_hypervisor(), true))
+    }
+
     /// A journal whose first line was never answered for: nothing was promised and nothing begun.
     fn forget_unbegun(&self, head: &Head, empty: bool) -> Result<(), Left> {
         if !empty {
-            return Err(Left::by_fault(
-                head,
-                &unreadable("it does not begin with a beginning"),
-                false,
-            ));
+            return Err(Left::by_meaning(head, "it does not begin with a beginning"));
         }
         journal::remove(&Journal::path_of(&self.journals, &head.migration)).map_err(|error| {
             let fault = Fault::new(
@@ -310,6 +306,13 @@ impl Left {
         Self { what, again }
     }
 
+    /// Its lines are whole and mean nothing together.
+    fn by_meaning(head: &Head, why: &str) -> Self {
+        let message = format!("The migration's journal is damaged: {why}");
+        let fault = Fault::new(Category::Unavailable, "JournalDamaged", message);
+        Self::by_fault(head, &fault, false)
+    }
+
     fn by_guest(head: &Head, error: &GuestError) -> Self {
         let fault = Fault::new(Category::Unavailable, error.reason(), error.to_string());
         Self::by_fault(head, &fault, true)
@@ -346,14 +349,6 @@ fn nothing<E>() -> Step<E> {
         effects: Vec::new(),
         refusal: None,
     }
-}
-
-fn unreadable(why: &str) -> Fault {
-    Fault::new(
-        Category::Unavailable,
-        "JournalDamaged",
-        format!("The migration's journal is damaged: {why}"),
-    )
 }
 
 #[cfg(test)]
