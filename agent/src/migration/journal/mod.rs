@@ -13,7 +13,7 @@
 //! end in zeros. Anything else that does not fit makes the journal damaged, and a damaged journal is never acted on.
 
 //!
-//! [`format`] knows the bytes; what is here keeps them in a file.
+//! The module `format` knows the bytes; what is here keeps them in a file.
 
 mod format;
 #[cfg(test)]
