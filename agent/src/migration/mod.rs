@@ -1,8 +1,9 @@
 //! The two roles of a migration on this host: the machines of `godwit-handover`, run on real parts.
 //!
 //! [`Migrations`] takes orders and gives each to the one task that owns its migration's machine (`source` or
-//! `destination`; `role` is what the two have alike). What a machine promises is on disk ([`journal`]) before it is acted on, so that a restarted
-//! agent goes on where the last one was. [`channel`] makes the connection on which the hypervisors talk.
+//! `destination`; `role` is what the two have alike). What a machine promises is on disk ([`journal`]) before it is acted
+//! on, so that a restarted agent goes on where the last one was. [`channel`] makes the connection on which the hypervisors
+//! talk.
 
 pub mod channel;
 pub mod custody;
