@@ -287,7 +287,7 @@ fn guests_isolated(missing: &[String], generation: i64, now: Timestamp) -> Condi
 /// Whether what hypervisors send into tunnels has room enough, and if not, what to set.
 fn send_buffers_fit(small: &[String], generation: i64, now: Timestamp) -> Condition {
     let (status, reason, message) = if small.is_empty() {
-        let words = "Tunnelled streams have send buffers of 4 MiB";
+        let words = "Tunnelled streams have send buffers of 512 KiB";
         (ConditionStatus::True, BUFFERS_LARGE, words.to_owned())
     } else {
         (ConditionStatus::False, BUFFERS_SMALL, small.join("; "))

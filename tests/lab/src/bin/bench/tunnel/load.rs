@@ -19,7 +19,7 @@ const WRITE: usize = 256 * 1024;
 const READ: usize = MEBIBYTE;
 
 /// A hypervisor's send buffer, for all kinds alike.
-const SEND_BUFFER: usize = 4 * MEBIBYTE;
+const SEND_BUFFER: usize = 512 * 1024;
 
 /// Between two words on the return path, and how many there are in a round.
 const BETWEEN: Duration = Duration::from_millis(2);

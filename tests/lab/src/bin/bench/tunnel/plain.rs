@@ -9,13 +9,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use socket2::SockRef;
 
 /// The first argument that makes this program such a relay; role, path and address follow, as for the relay in Go.
 pub const ARGUMENT: &str = "plain-relay";
 
 /// What the relay reads at once, and gives its UNIX sockets.
 const BUFFER: usize = 256 * 1024;
-const SEND_BUFFER: usize = 1024 * 1024;
+const SEND_BUFFER: usize = 256 * 1024;
+/// What a sender takes beyond what it may send now.
+const UNSENT: u32 = 128 * 1024;
 
 /// Runs as a relay if the arguments say so.
 pub fn run_if_asked() -> Option<ExitCode> {
@@ -60,6 +63,7 @@ fn run(role: &str, path: &Path, address: &str) -> anyhow::Result<()> {
 
 fn begin(near: UnixStream, far: TcpStream) -> anyhow::Result<()> {
     far.set_nodelay(true)?;
+    SockRef::from(&far).set_tcp_notsent_lowat(UNSENT)?;
     rustix::net::sockopt::set_socket_send_buffer_size(&near, SEND_BUFFER)?;
     let (mut near_in, mut near_out) = (near.try_clone()?, near);
     let (mut far_in, mut far_out) = (far.try_clone()?, far);
