@@ -13,6 +13,8 @@ use rustix::net::sockopt;
 /// In bytes. With less a stream is slower than it could be: with the usual 208 KiB half as fast. With more the guest
 /// stands still for longer: what it holds when the guest is stopped has yet to travel.
 pub const WANTED: usize = 512 << 10;
+/// What a socket has then: the kernel doubles what it grants, for its own bookkeeping.
+const GRANTED: usize = 2 * WANTED;
 
 /// What sockets get, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +42,16 @@ impl Buffers {
     pub fn lacks(&self) -> Vec<String> {
         let kibibytes = |bytes: usize| bytes / 1024;
         let mut lacks = Vec::new();
-        // The kernel doubles what it grants, for its own bookkeeping.
-        if self.asked < WANTED {
+        if self.asked < GRANTED {
             lacks.push(format!(
                 "a tunnelled stream over one connection gets a send buffer of {} KiB: set net.core.wmem_max to {WANTED}",
                 kibibytes(self.asked)
             ));
         }
-        if self.default < WANTED {
+        if self.default < GRANTED {
             lacks.push(format!(
                 "a tunnelled stream over several connections gets send buffers of {} KiB: set net.core.wmem_default \
-                 to {WANTED}",
+                 to {GRANTED}",
                 kibibytes(self.default)
             ));
         }
@@ -81,12 +82,18 @@ mod tests {
         assert!(
             lacks
                 .iter()
-                .any(|each| each.contains("208 KiB: set net.core.wmem_default to 524288"))
+                .any(|each| each.contains("208 KiB: set net.core.wmem_default to 1048576"))
         );
         let large = Buffers {
-            asked: 2 * WANTED,
-            default: WANTED,
+            asked: GRANTED,
+            default: GRANTED,
         };
         assert!(large.lacks().is_empty());
+        // Half of it asked for, and doubled.
+        let halved = Buffers {
+            asked: WANTED,
+            ..large
+        };
+        assert_eq!(halved.lacks().len(), 1);
     }
 }
