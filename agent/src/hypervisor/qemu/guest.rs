@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, broadcast};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::logs::{self, Log};
-use super::process::Process;
+use super::process::{End, Process};
 use super::qmp::QmpError;
 use super::qmp::client::{Client, Command};
 use super::qmp::event;
@@ -609,7 +609,10 @@ async fn watch_over(
     loop {
         match timeout(TRIM_LOGS, process.ended()).await {
             Err(_) => trim_logs(&directory).await,
-            Ok(Ok(_)) => break,
+            Ok(Ok(end)) => {
+                tell_of(end, &directory);
+                break;
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "waiting for the guest's process");
                 return;
@@ -629,6 +632,20 @@ async fn watch_over(
         at_micros: i64::try_from(now.as_micros()).unwrap_or(i64::MAX),
         kind: GuestEventKind::Died,
     });
+}
+
+/// Writes down how a process ended, with its last words: they go with its directory.
+fn tell_of(end: End, directory: &std::path::Path) {
+    let said = Log::found(directory, LOG)
+        .map(|log| log.tail())
+        .unwrap_or_default();
+    let guest = directory.display();
+    match end {
+        End::Exited(0) | End::Unknown => tracing::info!(%guest, %end, said, "the guest's process has ended"),
+        End::Exited(_) | End::Killed(_) => {
+            tracing::warn!(%guest, %end, said, "the guest's process has ended")
+        }
+    }
 }
 
 async fn trim_logs(directory: &std::path::Path) {

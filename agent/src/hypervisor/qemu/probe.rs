@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::guest::{into_error, kill, system};
 use super::logs::Log;
-use super::process::Process;
+use super::process::{End, Process};
 use super::qmp::client::{Client, Command};
 use super::qmp::wire::{RawEvent, Version, bounded};
 use super::spawn::{Inherited, in_memory, spawn};
@@ -145,7 +145,7 @@ async fn boots(
         // The guest may end QEMU before the answer is read.
         let _ = probe.client.call(Command::new("cont")).await;
         tokio::select! {
-            status = probe.process.ended() => status.ok().flatten(),
+            end = probe.process.ended() => end.ok(),
             () = stopped.notified() => None,
         }
     })
@@ -153,7 +153,7 @@ async fn boots(
     let said = probe.log.tail();
     probe.end().await?;
     match outcome {
-        Ok(Some(BOOTED)) => Ok(()),
+        Ok(Some(End::Exited(BOOTED))) => Ok(()),
         Ok(Some(_) | None) => Err(HypervisorError::Unavailable(format!(
             "a guest does not boot with {}: {said}",
             accelerator.name()

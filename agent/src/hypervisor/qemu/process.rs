@@ -3,20 +3,52 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::hypervisor::ProcessRecord;
 
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+    /// It was another's child: an earlier agent's. Only its own words may tell.
+    Unknown,
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exit status {status}"),
+            Self::Killed(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("unknown, it was started by an earlier agent"),
+        }
+    }
+}
+
+impl From<WaitIdStatus> for End {
+    fn from(status: WaitIdStatus) -> Self {
+        let killed = status.terminating_signal().map(Self::Killed);
+        let exited = status.exit_status().map(Self::Exited);
+        killed.or(exited).unwrap_or(Self::Unknown)
+    }
+}
+
 /// A process that was verified to be the recorded one.
 pub struct Process {
     record: ProcessRecord,
     pidfd: AsyncFd<OwnedFd>,
+    /// What was learnt when it was waited for, which is possible once.
+    end: Mutex<Option<End>>,
 }
 
 impl Process {
@@ -32,6 +64,7 @@ impl Process {
                 boot_id: boot_id()?,
             },
             pidfd: watch(pidfd)?,
+            end: Mutex::default(),
         })
     }
 
@@ -53,6 +86,7 @@ impl Process {
         Ok(Some(Self {
             record: record.clone(),
             pidfd: watch(pidfd)?,
+            end: Mutex::default(),
         }))
     }
 
@@ -66,9 +100,8 @@ impl Process {
         is_over(self.pidfd.get_ref()).unwrap_or(false)
     }
 
-    /// Waits until it has ended. If it was a child, the first to ask takes it from the system's table, with its
-    /// exit status where it had one.
-    pub async fn ended(&self) -> io::Result<Option<i32>> {
+    /// Waits until it has ended. If it was a child, the first to ask takes it from the system's table.
+    pub async fn ended(&self) -> io::Result<End> {
         loop {
             let mut ready = self.pidfd.readable().await?;
             // What the runtime remembers of a descriptor is a hint; the system's answer counts.
@@ -77,15 +110,21 @@ impl Process {
             }
             ready.clear_ready();
         }
-        // An adopted process is another's child, and is waited for there.
-        match waitid(
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = *end {
+            return Ok(known);
+        }
+        let found = match waitid(
             WaitId::PidFd(self.pidfd.get_ref().as_fd()),
             WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
         ) {
-            Ok(status) => Ok(status.and_then(|status| status.exit_status())),
-            Err(rustix::io::Errno::CHILD) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+            Ok(status) => status.map_or(End::Unknown, End::from),
+            // An adopted process is another's child, and is waited for there.
+            Err(rustix::io::Errno::CHILD) => End::Unknown,
+            Err(error) => return Err(error.into()),
+        };
+        *end = Some(found);
+        Ok(found)
     }
 
     /// Sends a signal; nothing happens if the process has ended.
@@ -204,8 +243,11 @@ mod tests {
         let again = Process::of_record(process.record()).unwrap().expect("it lives");
         assert!(!process.has_ended() && again.resident_bytes().unwrap() > 0);
         again.signal(Signal::KILL).unwrap();
-        process.ended().await.unwrap();
-        again.ended().await.unwrap();
+        // Whoever asks later learns the same, though it can be waited for once.
+        for _ in 0..2 {
+            assert_eq!(process.ended().await.unwrap(), End::Killed(9));
+        }
+        assert_eq!(again.ended().await.unwrap(), End::Unknown);
         assert!(process.has_ended() && again.has_ended());
         // Waited for, so its pid is free.
         assert!(start_time(child.id()).unwrap().is_none());
