@@ -404,7 +404,6 @@ mod tests {
                 streams: StreamAbilities {
                     encrypts: true,
                     connections: 1,
-                    several_encrypted: false,
                 },
                 walls_missing: vec![],
             })),

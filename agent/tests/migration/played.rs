@@ -635,7 +635,6 @@ impl Custody for PlayedCustody {
         Some(StreamAbilities {
             encrypts: true,
             connections: 1,
-            several_encrypted: false,
         })
     }
 
