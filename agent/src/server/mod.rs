@@ -243,7 +243,11 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         self.check_ticket(&caller, &terms, &order).await?;
         check_order(&order, &self.host, &self.certificate.get(), SystemTime::now())?;
         info!(migration = %terms.migration, guest = %terms.guest, order = order.name(), "ordered");
-        let answer = self.roles.order(terms, order).await?;
+        let roles = self.roles.clone();
+        // A call ends with its connection; what was ordered is done whole all the same.
+        let answer = tokio::spawn(async move { roles.order(terms, order).await })
+            .await
+            .map_err(|error| Fault::new(Category::Internal, "InternalError", error.to_string()))??;
         Ok(Response::new(answer.into()))
     }
 

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use godwit_agent::guests::Role;
 use godwit_agent::hypervisor::RunState;
 use godwit_handover::{Cause, DestinationReport, DriverEvent, Outcome, SourceReport};
-use godwit_protocol::Side;
+use godwit_protocol::{Order, Side, StreamOptions};
 
 use super::conductor::{Conductor, now};
 use super::plain::{begin, name, source_is};
@@ -442,4 +443,31 @@ async fn a_whole_copy_of_which_no_journal_speaks_is_left_alone() {
         }
         world.nothing_went_wrong();
     }
+}
+
+/// Whoever ordered is killed before it is answered: its call ends, wherever it was. What it ordered is done all the
+/// same, and is there for whoever orders it again.
+#[tokio::test]
+async fn an_order_is_carried_out_whole_though_its_giver_is_gone() {
+    let mut world = World::new().await;
+    let prepare = || Order::Prepare {
+        guest: name(),
+        definition: definition().json().to_vec(),
+        stream: StreamOptions::PLAIN,
+        ticket: Vec::new(),
+    };
+    for (host, order) in [
+        (&world.source, &begin as &dyn Fn() -> Order),
+        (&world.destination, &prepare),
+    ] {
+        let mut given = Box::pin(host.agent.order(&world.terms, order()));
+        assert!(futures::poll!(&mut given).is_pending());
+        drop(given);
+        eventually("the journal is there", || host.journal().exists()).await;
+        host.agent.order(&world.terms, order()).await.unwrap();
+        let kept = host.kept.lock().unwrap()["guest-1"].role.clone();
+        assert!(matches!(kept, Role::Leaving { .. } | Role::Arriving { .. }), "{kept:?}");
+    }
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
 }

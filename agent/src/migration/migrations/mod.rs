@@ -17,10 +17,13 @@ use std::time::{Duration, SystemTime};
 use futures::StreamExt;
 use godwit_handover::Terms;
 use godwit_protocol::{Fault, Order, OrderAnswer, StreamOptions, Transport, Update};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::custody::{Custody, Records};
+use super::faults;
 use super::journal::{self, JournalError};
 use super::native_several::Cable;
 use super::updates::Publisher;
@@ -57,6 +60,8 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Migrations {
     inner: Arc<Inner>,
+    /// The orders that are being carried out. They end with the last handle.
+    orders: Arc<Mutex<JoinSet<()>>>,
 }
 
 struct Inner {
@@ -84,6 +89,7 @@ impl Migrations {
                 pruner: Mutex::default(),
                 admission: tokio::sync::Mutex::default(),
             }),
+            orders: Arc::default(),
         }
     }
 
@@ -152,8 +158,24 @@ impl Migrations {
     /// Takes one order. The answer says that it was taken, not that it was carried out. Begin is answered once the
     /// journal holds it, and Prepare once the process waits for the guest, so that what this host lacks is a fault
     /// of the order itself.
+    ///
+    /// It is carried out to its end even if whoever gave it does not wait for the answer, being dead or cut off: an
+    /// order that ends half-way leaves a journal, a port or a protected guest that no migration knows, and its
+    /// repetition is refused then.
     pub async fn order(&self, terms: &Terms, order: Order) -> Result<OrderAnswer, Fault> {
-        self.inner.order(terms, order).await
+        let (inner, terms) = (self.inner.clone(), terms.clone());
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+            while orders.try_join_next().is_some() {}
+            orders.spawn(async move {
+                // Whoever ordered may have gone.
+                let _ = answer.send(inner.order(&terms, order).await);
+            });
+        }
+        answered
+            .await
+            .unwrap_or_else(|_| Err(faults::internal(&"an order was not carried out")))
     }
 
     /// The whole state of a migration here, at once and at each change. One that this host does not know is shown
