@@ -466,7 +466,10 @@ async fn an_order_is_carried_out_whole_though_its_giver_is_gone() {
         eventually("the journal is there", || host.journal().exists()).await;
         host.agent.order(&world.terms, order()).await.unwrap();
         let kept = host.kept.lock().unwrap()["guest-1"].role.clone();
-        assert!(matches!(kept, Role::Leaving { .. } | Role::Arriving { .. }), "{kept:?}");
+        assert!(
+            matches!(kept, Role::Leaving { .. } | Role::Arriving { .. }),
+            "{kept:?}"
+        );
     }
     assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
     world.is_at_destination().await;
