@@ -241,11 +241,12 @@ impl HandGuest {
         observer
     }
 
-    /// Moves it to the other host.
+    /// Moves it to the other host, its memory over so many connections.
     ///
     /// # Errors
     /// When QEMU refuses or fails.
-    pub fn move_on(&mut self, lab: &Lab, protection: Protection) -> anyhow::Result<Taken> {
+    pub fn move_on(&mut self, lab: &Lab, protection: Protection, connections: u32) -> anyhow::Result<Taken> {
+        let several = connections > 1;
         let to = 1 - self.at;
         let (host, place) = lab
             .hosts
@@ -255,13 +256,24 @@ impl HandGuest {
         let mut destination = Hypervisor::start(&self.recipe, host, &place.directory, true)?;
         let source = &mut self.running.session;
         for session in [&mut *source, &mut destination.session] {
-            let capabilities: Vec<Value> = ["events", "return-path", "validate-uuid"]
-                .map(|name| json!({"capability": name, "state": true}))
-                .to_vec();
+            let capabilities: Vec<Value> = [
+                ("events", true),
+                ("return-path", true),
+                ("validate-uuid", true),
+                ("multifd", several),
+            ]
+            .map(|(name, state)| json!({"capability": name, "state": state}))
+            .to_vec();
             session.call(
                 "migrate-set-capabilities",
                 json!({ "capabilities": capabilities }),
             )?;
+            if several {
+                session.call(
+                    "migrate-set-parameters",
+                    json!({ "multifd-channels": connections }),
+                )?;
+            }
         }
         if protection == Protection::QemuTls {
             destination.encrypt(&place.directory, "server")?;

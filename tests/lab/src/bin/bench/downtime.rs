@@ -51,7 +51,7 @@ pub async fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
                     ours.stop_to_resume.push(millis(moved.stop_to_resume()?)?);
                 }
             } else {
-                let moved = tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::None))?;
+                let moved = tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::None, 1))?;
                 by_hand.guest.wait_for_ticks(TICKS_AROUND, PATIENCE)?;
                 if round > 0 {
                     theirs.stop_to_resume.push(millis(moved.stop_to_resume)?);

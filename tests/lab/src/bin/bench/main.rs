@@ -60,6 +60,9 @@ enum Measurement {
     Downtime,
     /// The speeds of plain text, QEMU's encryption and the tunnel.
     Transports,
+    /// The same with four connections each.
+    #[value(name = "transports-4")]
+    TransportsSeveral,
     /// The same for plain text and the tunnel, on a link of 5 Gbit/s.
     #[value(name = "transports-5g")]
     TransportsShaped,
@@ -159,7 +162,9 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     }
     let in_lab = |measurement: &Measurement| *measurement != Measurement::Tunnel;
     if arguments.only.is_empty() || arguments.only.iter().any(in_lab) {
-        measure_in_lab(&extent, wanted, &mut results).await?;
+        // A lab that does not start, or not stop, hides nothing of what was measured.
+        let measured = measure_in_lab(&extent, wanted, &mut results).await;
+        results.take(measured.map(|()| vec![]));
     }
     report(&results, arguments, begun)
 }
@@ -198,6 +203,13 @@ async fn measure_in_lab(
         ));
         results.take(transports::unshaped(&lab, extent.transports).await);
     }
+    if wanted(Measurement::TransportsSeveral) {
+        say(&format!(
+            "transports, 4 connections: 3 × {} migrations of 1 GiB",
+            extent.transports + 1
+        ));
+        results.take(transports::several(&lab, extent.transports).await);
+    }
     if wanted(Measurement::TransportsShaped) {
         say(&format!(
             "transports, 5 Gbit/s: 2 × {} migrations of 1 GiB",
@@ -222,7 +234,7 @@ async fn measure_in_lab(
 /// Prints and writes what was measured; whether all targets are met.
 fn report(results: &Results, arguments: &Arguments, begun: Instant) -> anyhow::Result<bool> {
     let Results { rows, failures } = results;
-    let path = cache::workspace().join("target/bench/results.json");
+    let path = file();
     rows::write(rows, &path)?;
     println!("\n{}", rows::table(rows));
     if arguments.quick {
@@ -240,7 +252,13 @@ fn report(results: &Results, arguments: &Arguments, begun: Instant) -> anyhow::R
     Ok(rows.iter().all(|row| row.holds != Some(false)))
 }
 
-/// What was measured so far. A measurement that fails does not keep the others from being made.
+/// Where the rows are written.
+fn file() -> PathBuf {
+    cache::workspace().join("target/bench/results.json")
+}
+
+/// What was measured so far. A measurement that fails does not keep the others from being made, and what was measured
+/// is printed and written at once: it outlives an interruption.
 #[derive(Default)]
 struct Results {
     rows: Vec<Row>,
@@ -249,13 +267,19 @@ struct Results {
 
 impl Results {
     fn take(&mut self, measured: anyhow::Result<Vec<Row>>) {
-        match measured {
-            Ok(rows) => self.rows.extend(rows),
-            Err(error) => {
-                self.failures += 1;
-                eprintln!("bench: not measured: {error:#}");
-            }
+        if let Err(error) = measured.and_then(|rows| self.keep(rows)) {
+            self.failures += 1;
+            eprintln!("bench: not measured: {error:#}");
         }
+    }
+
+    fn keep(&mut self, measured: Vec<Row>) -> anyhow::Result<()> {
+        if measured.is_empty() {
+            return Ok(());
+        }
+        println!("\n{}", rows::table(&measured));
+        self.rows.extend(measured);
+        rows::write(&self.rows, &file())
     }
 }
 

@@ -167,6 +167,21 @@ impl Moved {
 /// # Errors
 /// When it does not succeed.
 pub async fn move_to(lab: &Lab, guest: &Guest, name: &str, to: &Host, way: Way) -> anyhow::Result<Moved> {
+    move_over(lab, guest, name, to, way, 1).await
+}
+
+/// The same, over so many connections.
+///
+/// # Errors
+/// When it does not succeed.
+pub async fn move_over(
+    lab: &Lab,
+    guest: &Guest,
+    name: &str,
+    to: &Host,
+    way: Way,
+    connections: u32,
+) -> anyhow::Result<Moved> {
     let api = guest::migrations(lab);
     let migration: VirtualMachineMigration = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
@@ -178,6 +193,7 @@ pub async fn move_to(lab: &Lab, guest: &Guest, name: &str, to: &Host, way: Way) 
             "controlFlow": "ManagedDirect",
             "transport": way.transport(),
             "security": {"require": way.security()},
+            "tuning": {"parallelConnections": connections},
         },
     }))?;
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));

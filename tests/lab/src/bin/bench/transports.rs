@@ -15,6 +15,9 @@ use crate::throughput::{HEAVY, speed};
 /// What each host may send, in Mbit/s, where it is limited.
 const LINK: u32 = 5000;
 
+/// Over how many connections memory is spread where it is over several.
+const SEVERAL: u32 = 4;
+
 /// What tunnelling may add to the time from STOP to RESUME.
 const MOST_MILLIS: f64 = 5.0;
 
@@ -27,10 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// When a migration fails.
 pub async fn unshaped(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     let contenders = [
-        Contender::Godwit(Way::Tunnelled),
-        Contender::Godwit(Way::Plain),
-        Contender::Godwit(Way::QemuTls),
-        Contender::HandTls,
+        Contender::Godwit(Way::Tunnelled, 1),
+        Contender::Godwit(Way::Plain, 1),
+        Contender::Godwit(Way::QemuTls, 1),
+        Contender::HandTls(1),
     ];
     let [tunnelled, plain, encrypted, tls] = speeds(lab, "transports", contenders, rounds).await?;
     let at_least = |bound| Some(Bound::AtLeast(bound));
@@ -60,6 +63,37 @@ pub async fn unshaped(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// The same with four connections each. Native and encrypted is by hand alone: godwit refuses it over several.
+///
+/// # Errors
+/// When a migration fails.
+pub async fn several(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
+    let contenders = [
+        Contender::Godwit(Way::Tunnelled, SEVERAL),
+        Contender::Godwit(Way::Plain, SEVERAL),
+        Contender::HandTls(SEVERAL),
+    ];
+    let [tunnelled, plain, tls] = speeds(lab, "transports-4", contenders, rounds).await?;
+    let at_least = |bound| Some(Bound::AtLeast(bound));
+    Ok(vec![
+        Row::of(
+            "tunnel-vs-native-4",
+            "×",
+            &ratios(&tunnelled, &plain),
+            at_least(0.75),
+        )?,
+        Row::of(
+            "tunnel-vs-qemu-tls-4",
+            "×",
+            &ratios(&tunnelled, &tls),
+            at_least(2.5),
+        )?,
+        Row::of("tunnel-throughput-4", "MiB/s", &tunnelled, None)?,
+        Row::of("native-throughput-4", "MiB/s", &plain, None)?,
+        Row::of("qemu-tls-throughput-4", "MiB/s", &tls, None)?,
+    ])
+}
+
 /// Measures on a link of 5 Gbit/s: tunnelled against plain text.
 ///
 /// # Errors
@@ -70,7 +104,10 @@ pub async fn shaped(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
         "tunnel-vs-native-5g needs root: hosts are loopback addresses of one machine, so links cannot be shaped"
     );
     shape(lab, Some(LINK))?;
-    let contenders = [Contender::Godwit(Way::Tunnelled), Contender::Godwit(Way::Plain)];
+    let contenders = [
+        Contender::Godwit(Way::Tunnelled, 1),
+        Contender::Godwit(Way::Plain, 1),
+    ];
     let speeds = speeds(lab, "transports-5g", contenders, rounds).await;
     shape(lab, None)?;
     let [tunnelled, plain] = speeds?;
@@ -95,7 +132,10 @@ pub async fn downtime(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
         name: "tunnel-downtime",
         ..LIGHT
     };
-    let contenders = [Contender::Godwit(Way::Tunnelled), Contender::Godwit(Way::Plain)];
+    let contenders = [
+        Contender::Godwit(Way::Tunnelled, 1),
+        Contender::Godwit(Way::Plain, 1),
+    ];
     let mut race = Race::start(lab, kind, TICKS_AROUND, &contenders).await?;
     let [tunnelled, plain] = race.run(contenders, rounds).await?;
     race.end().await?;
@@ -140,10 +180,10 @@ fn shape(lab: &Lab, megabits: Option<u32>) -> anyhow::Result<()> {
 /// Who moves a guest, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Contender {
-    /// Godwit.
-    Godwit(Way),
-    /// A person who knows how QEMU's encryption is fastest.
-    HandTls,
+    /// Godwit, over so many connections.
+    Godwit(Way, u32),
+    /// A person who knows how QEMU's encryption is fastest, over so many connections.
+    HandTls(u32),
 }
 
 /// The same guest once for each who moves it: from host to host, each time in another way.
@@ -160,7 +200,10 @@ struct Race<'a> {
 impl<'a> Race<'a> {
     async fn start(lab: &'a Lab, kind: Kind, ticks: u64, contenders: &[Contender]) -> anyhow::Result<Self> {
         let guest = setting::start(lab, kind).await?;
-        let by_hand = if contenders.contains(&Contender::HandTls) {
+        let by_hand = if contenders
+            .iter()
+            .any(|contender| matches!(contender, Contender::HandTls(_)))
+        {
             let host = lab.hosts.first().context("the lab has no hosts")?;
             let recipe = Recipe::of(host, &guest, lab.pool())?;
             Some(HandGuest::start(lab, kind.name, recipe, kind.interval)?)
@@ -198,7 +241,7 @@ impl<'a> Race<'a> {
 
     async fn move_on(&mut self, contender: Contender) -> anyhow::Result<Taken> {
         match contender {
-            Contender::Godwit(way) => {
+            Contender::Godwit(way, connections) => {
                 self.moves += 1;
                 let to = self
                     .lab
@@ -206,14 +249,15 @@ impl<'a> Race<'a> {
                     .get(self.moves % 2)
                     .context("there are two hosts")?;
                 let name = format!("{}-{}", self.guest.name, self.moves);
-                let moved = setting::move_to(self.lab, &self.guest, &name, to, way).await?;
+                let moved = setting::move_over(self.lab, &self.guest, &name, to, way, connections).await?;
                 self.guest.wait_for_ticks(self.ticks, PATIENCE)?;
                 moved.taken()
             }
-            Contender::HandTls => {
+            Contender::HandTls(connections) => {
                 let lab = self.lab;
                 let by_hand = self.by_hand.as_mut().context("a guest by hand")?;
-                let taken = tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::QemuTls))?;
+                let taken =
+                    tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::QemuTls, connections))?;
                 by_hand.guest.wait_for_ticks(self.ticks, PATIENCE)?;
                 Ok(taken)
             }
