@@ -33,6 +33,7 @@ pub fn facts() -> HypervisorFacts {
         streams: StreamAbilities {
             encrypts: true,
             connections: 1,
+            several_encrypted: false,
         },
         walls_missing: Vec::new(),
     }

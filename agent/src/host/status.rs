@@ -404,6 +404,7 @@ mod tests {
                 streams: StreamAbilities {
                     encrypts: true,
                     connections: 1,
+                    several_encrypted: false,
                 },
                 walls_missing: vec![],
             })),

@@ -336,6 +336,9 @@ pub struct StreamAbilities {
     pub encrypts: bool,
     /// Over how many connections it can spread one's memory; 1: over no more than the one ([`Way::Socket`]).
     pub connections: u32,
+    /// A stream that it encrypts itself and spreads over several connections may break off, and the guest that was to
+    /// leave by it is unharmed.
+    pub several_encrypted: bool,
 }
 
 /// Limits of a stream.

@@ -32,7 +32,7 @@ pub fn judge(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) 
             return lacks("The hypervisor of this host cannot encrypt a stream; a tunnel can".into());
         }
         Transport::Native if stream.connections > 1 => {
-            if let Err(why) = network(stream, host) {
+            if let Err(why) = network(stream, abilities, host) {
                 return lacks(format!(
                     "The stream was ordered over {} connections from hypervisor to hypervisor, and here it could have \
                      1: {why}. A tunnel serves several",
@@ -62,13 +62,12 @@ pub fn judge(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) 
 }
 
 /// Whether hypervisors can have connections of their own between these addresses.
-fn network(stream: StreamOptions, host: Host<'_>) -> Result<(), String> {
-    // QEMU 10.0's source says good-bye in each connection's TLS session before it has stopped the thread that sends there.
-    // GnuTLS then aborts the process, or the main loop blocks. A cancel is enough, and so is a destination that dies: no
-    // order of steps here avoids it. See docs/security.md.
-    if stream.encrypted {
+fn network(stream: StreamOptions, abilities: StreamAbilities, host: Host<'_>) -> Result<(), String> {
+    // Only whoever sends is in danger: there the guest runs.
+    if stream.encrypted && host.sends && !abilities.several_encrypted {
         return Err(
-            "encrypted, a stream that breaks off or is cancelled can end the source's hypervisor, and the guest with it"
+            "encrypted, a stream that breaks off or is cancelled can end the hypervisor of this host, and the guest with \
+             it; a newer one bears it"
                 .into(),
         );
     }
@@ -98,6 +97,7 @@ mod tests {
     const ALL: StreamAbilities = StreamAbilities {
         encrypts: true,
         connections: 4,
+        several_encrypted: true,
     };
 
     const HOST: Host<'_> = Host {
@@ -165,7 +165,15 @@ mod tests {
             encrypted: true,
             ..several
         };
-        assert!(message(encrypted, ALL, HOST).contains("breaks off or is cancelled"));
+        judge(encrypted, ALL, HOST).unwrap();
+        let endangered = StreamAbilities {
+            several_encrypted: false,
+            ..ALL
+        };
+        assert!(message(encrypted, endangered, HOST).contains("breaks off or is cancelled"));
+        judge(several, endangered, HOST).unwrap();
+        let receives = Host { sends: false, ..HOST };
+        judge(encrypted, endangered, receives).unwrap();
         let unknown = StreamOptions {
             source_address: None,
             ..several

@@ -635,6 +635,7 @@ impl Custody for PlayedCustody {
         Some(StreamAbilities {
             encrypts: true,
             connections: 1,
+            several_encrypted: false,
         })
     }
 

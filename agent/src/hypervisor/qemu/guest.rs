@@ -20,7 +20,9 @@ use super::qmp::QmpError;
 use super::qmp::client::{Client, Command};
 use super::qmp::event;
 use super::qmp::wire::{Version, bounded};
-use super::{EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, argv, psk, states};
+use super::{
+    EXIT_ON_ERROR_SINCE, LATE_BLOCK_ACTIVATE_UNTIL, LOG, SEVERAL_ENCRYPTED_SINCE, argv, psk, states,
+};
 use crate::hypervisor::{
     Guest, GuestEvent, GuestEventKind, HypervisorError, Place, ProcessRecord, RunState, Stream, StreamKey,
     StreamLimits, StreamState, StreamStatus, Way,
@@ -402,6 +404,14 @@ impl Guest for QemuGuest {
     }
 
     async fn send(&self, stream: Stream, limits: StreamLimits) -> Result<(), HypervisorError> {
+        // The host may have another version by now than the one that this process was started with.
+        let version = self.version().await?;
+        if stream.key.is_some() && stream.way.connections() > 1 && version < SEVERAL_ENCRYPTED_SINCE {
+            return Err(HypervisorError::Refused(format!(
+                "QEMU {version}, in which this guest runs, may not outlive an encrypted stream over several connections; \
+                 {SEVERAL_ENCRYPTED_SINCE} does, and a tunnel serves every version"
+            )));
+        }
         self.set_capabilities(true, stream.way.connections()).await?;
         self.set_limits(limits).await?;
         self.set_key(stream.key.as_ref(), CLIENT).await?;

@@ -70,6 +70,15 @@ const OLDEST: Version = Version {
     micro: 0,
 };
 
+/// From this version on a source outlives an encrypted stream over several connections that breaks off. Before, it ended
+/// each connection's TLS session while the thread that sends there could be in the middle of it, which GnuTLS answers by
+/// aborting the process. It was seen in 10.0.2; by its source 10.2.2 has it mended, but 11.1 is the oldest that was tried.
+const SEVERAL_ENCRYPTED_SINCE: Version = Version {
+    major: 11,
+    minor: 1,
+    micro: 0,
+};
+
 /// QEMU counts a stream's channels in one byte.
 const MOST_CHANNELS: u32 = 255;
 
@@ -198,6 +207,7 @@ impl Hypervisor for Qemu {
             streams: StreamAbilities {
                 encrypts: true,
                 connections: MOST_CHANNELS,
+                several_encrypted: answers.version >= SEVERAL_ENCRYPTED_SINCE,
             },
             walls_missing: namespaces.as_ref().err().into_iter().cloned().collect(),
         })

@@ -19,7 +19,9 @@ use tokio::sync::mpsc;
 
 use super::guest::{MONITOR_SOCKET, QemuGuest, kill};
 use super::process::Process;
-use crate::hypervisor::{Guest, GuestEventKind, HypervisorError, RunState, Stream, StreamLimits};
+use crate::hypervisor::{
+    Guest, GuestEventKind, HypervisorError, Place, RunState, Stream, StreamKey, StreamLimits, Way,
+};
 
 /// A guest whose process sleeps and whose monitor is a script.
 struct Scripted {
@@ -238,6 +240,40 @@ async fn older_versions_are_asked_for_what_they_have() {
             survives,
             "{version:?}"
         );
+        kill(&scripted.process).await.unwrap();
+    }
+}
+
+/// A guest may run in an older version than the one that its host has by now.
+#[tokio::test]
+async fn a_version_that_may_not_outlive_it_sends_nothing_encrypted_over_several_connections() {
+    for (version, connections, encrypted, sends) in [
+        ((10, 1), 4, true, false),
+        ((9, 2), 2, true, false),
+        ((10, 1), 4, false, true),
+        ((10, 1), 1, true, true),
+        ((11, 0), 4, true, false),
+        ((11, 1), 4, true, true),
+    ] {
+        let mut scripted = Scripted::new();
+        scripted.play(version, Box::new(|_, _| Some(json!({}))));
+        let guest = scripted.guest().await.unwrap();
+        let stream = Stream {
+            way: Way::Place {
+                place: Place::Tcp(([192, 0, 2, 2], 49152).into()),
+                connections,
+            },
+            key: encrypted.then(|| StreamKey::new([7; 32])),
+        };
+        let limits = StreamLimits {
+            bandwidth: 0,
+            downtime: Duration::ZERO,
+        };
+        let outcome = guest.send(stream, limits).await;
+        let refused = matches!(outcome, Err(HypervisorError::Refused(_)));
+        assert_eq!((refused, outcome.is_ok()), (!sends, sends), "{version:?}");
+        let begun = scripted.commands().contains(&"migrate".to_owned());
+        assert_eq!(begun, sends, "{version:?}");
         kill(&scripted.process).await.unwrap();
     }
 }

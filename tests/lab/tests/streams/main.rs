@@ -47,7 +47,8 @@ use kills::{
 };
 use matrix::every_way_moves_a_linux_guest;
 use native_several::{
-    hypervisors_connect_themselves_and_reach_nothing_else, the_migration_network_goes_with_its_migration,
+    encrypted_connections_end_no_guest, hypervisors_connect_themselves_and_reach_nothing_else,
+    the_migration_network_goes_with_its_migration,
 };
 use pairs::{nor_does_anything_else_that_breaks_one, what_breaks_one_migration_does_not_touch_another};
 use several::{
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
             memory_is_spread_over_several_connections,
             hypervisors_connect_themselves_and_reach_nothing_else,
             the_migration_network_goes_with_its_migration,
+            encrypted_connections_end_no_guest,
             an_agent_killed_in_mid_stream_takes_the_tunnel_up_again,
             a_relay_killed_in_each_phase,
             connections_are_reset,
