@@ -25,6 +25,11 @@ pub struct Case {
     pub body: for<'a> fn(&'a mut Lab) -> LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
+/// What a case ends with that cannot be run on this machine: it counts as ignored, never as passed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LeftOut(pub &'static str);
+
 /// The cases of a file, from the names of functions `async fn name(lab: &mut Lab) -> anyhow::Result<()>`; after `long:`
 /// those that take long by their nature.
 #[macro_export]
@@ -113,21 +118,21 @@ pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
     let filtered = cases.len() - wanted.len() - ignored.len();
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let failed = match runtime {
+    let Tally { failed, left_out } = match runtime {
         Ok(runtime) if !wanted.is_empty() => runtime.block_on(run(options, &wanted)),
-        Ok(_) => 0,
+        Ok(_) => Tally::default(),
         Err(error) => {
             println!("the tests cannot run: {error}");
-            1
+            Tally::failed(1)
         }
     };
-    let passed = wanted.len().saturating_sub(failed);
+    let passed = wanted.len().saturating_sub(failed + left_out);
     let word = if failed == 0 { "ok" } else { "FAILED" };
     let seconds = begun.elapsed().as_secs_f64();
     println!(
         "\ntest result: {word}. {passed} passed; {failed} failed; {} ignored; 0 measured; {filtered} filtered out; \
          finished in {seconds:.2}s\n",
-        ignored.len()
+        ignored.len() + left_out
     );
     if failed == 0 {
         ExitCode::SUCCESS
@@ -136,14 +141,27 @@ pub fn main(options: LabOptions, cases: &[Case]) -> ExitCode {
     }
 }
 
-/// Gives back how many failed; a lab that does not come up, or cannot be taken down, counts as a failure of all or one.
-async fn run(options: LabOptions, cases: &[Case]) -> usize {
+/// What became of the cases that were to run.
+#[derive(Default)]
+struct Tally {
+    failed: usize,
+    left_out: usize,
+}
+
+impl Tally {
+    fn failed(failed: usize) -> Self {
+        Self { failed, left_out: 0 }
+    }
+}
+
+/// A lab that does not come up, or cannot be taken down, counts as a failure of all or one.
+async fn run(options: LabOptions, cases: &[Case]) -> Tally {
     let begun = Instant::now();
     let mut lab = match Lab::start(options).await {
         Ok(lab) => lab,
         Err(error) => {
             println!("the lab did not come up: {error:#}");
-            return cases.len();
+            return Tally::failed(cases.len());
         }
     };
     println!(
@@ -152,12 +170,18 @@ async fn run(options: LabOptions, cases: &[Case]) -> usize {
         lab.records().display()
     );
     let mut failures = Vec::new();
+    let mut left_out = 0;
     for case in cases {
         let begun = Instant::now();
         let outcome = AssertUnwindSafe((case.body)(&mut lab)).catch_unwind().await;
         let seconds = begun.elapsed().as_secs_f64();
         let reason = match outcome {
             Ok(Ok(())) => None,
+            Ok(Err(error)) if error.is::<LeftOut>() => {
+                println!("test {} ... ignored, {error}", case.name);
+                left_out += 1;
+                continue;
+            }
             Ok(Err(error)) => Some(format!("{error:#}")),
             Err(panic) => Some(panic_message(panic.as_ref())),
         };
@@ -180,7 +204,10 @@ async fn run(options: LabOptions, cases: &[Case]) -> usize {
             records.join("logs").display()
         );
     }
-    failures.len().min(cases.len())
+    Tally {
+        failed: failures.len().min(cases.len()),
+        left_out,
+    }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use godwit_crds::VirtualMachineHost;
 use godwit_crds::migration::{ChannelSecurity, HypervisorNetwork};
+use godwit_lab::cases::LeftOut;
 use godwit_lab::hosts::AGENT_PORT;
 use godwit_lab::processes::Seen;
 use godwit_lab::{Host, Lab};
@@ -166,6 +167,13 @@ fn is_walled_in(lab: &Lab, seen: &Seen, peer: Option<SocketAddr>) -> anyhow::Res
     Ok(())
 }
 
+fn has_networks(lab: &Lab) -> Result<(), LeftOut> {
+    if lab.network.separate() {
+        return Ok(());
+    }
+    Err(LeftOut("not root, so hosts have no network of their own"))
+}
+
 /// From this version on QEMU outlives an encrypted stream over several connections that breaks off.
 const SURVIVES_SINCE: [u32; 3] = [11, 1, 0];
 
@@ -207,10 +215,7 @@ async fn nothing_is_plugged(lab: &Lab) -> anyhow::Result<()> {
 }
 
 pub async fn hypervisors_connect_themselves_and_reach_nothing_else(lab: &mut Lab) -> anyhow::Result<()> {
-    if !lab.network.separate() {
-        println!("  left out: not root, so hosts have no network of their own");
-        return Ok(());
-    }
+    has_networks(lab)?;
     clear(lab).await?;
     let guest = start(lab, heavy("direct")).await?;
     if !sends_encrypted(lab).await? {
@@ -266,10 +271,7 @@ pub async fn hypervisors_connect_themselves_and_reach_nothing_else(lab: &mut Lab
 }
 
 pub async fn the_migration_network_goes_with_its_migration(lab: &mut Lab) -> anyhow::Result<()> {
-    if !lab.network.separate() {
-        println!("  left out: not root, so hosts have no network of their own");
-        return Ok(());
-    }
+    has_networks(lab)?;
     clear(lab).await?;
     let guest = start(lab, heavy("plugged")).await?;
     // Given up in mid-stream, with the agents killed before: whoever comes after them takes it out.
@@ -318,14 +320,10 @@ pub async fn the_migration_network_goes_with_its_migration(lab: &mut Lab) -> any
 
 /// Encrypted it is served by hypervisors that bear its end, however it comes.
 pub async fn encrypted_connections_end_no_guest(lab: &mut Lab) -> anyhow::Result<()> {
-    if !lab.network.separate() {
-        println!("  left out: not root, so hosts have no network of their own");
-        return Ok(());
-    }
+    has_networks(lab)?;
     if !sends_encrypted(lab).await? {
         // The case above sees it refused.
-        println!("  left out: the hypervisors here may not outlive such a stream");
-        return Ok(());
+        return Err(LeftOut("the hypervisors here may not outlive such a stream").into());
     }
     clear(lab).await?;
     let guest = start(lab, heavy("sealed")).await?;
