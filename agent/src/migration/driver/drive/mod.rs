@@ -4,19 +4,20 @@
 //! that nothing waits for anything else. It holds nothing that matters but the order itself and that it has given up,
 //! which are on disk: killed at any point, the next one hears both sides and goes on.
 
-use std::future::Future;
+mod keeping;
+mod looks;
+mod orders;
+
 use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use godwit_handover::{
-    Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, OrderKey, OrdersGiven, PathProof,
-    RecordView, SideView, SourceReport, Stand, Terms, Wait,
+    Cause, DestinationReport, Driver, DriverEvent, OrderKey, OrdersGiven, PathProof, RecordView, SideView,
+    SourceReport, Stand, Terms,
 };
 use godwit_protocol::clock::ClockEstimate;
-use godwit_protocol::{
-    AgentClient, Category, Fault, GaveUp, KeepAlive, Order, OrderAnswer, OtherSide, Side, Told, Update,
-};
+use godwit_protocol::{AgentClient, Fault, GaveUp, KeepAlive, OrderAnswer, OtherSide, Side, Told, Update};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -32,16 +33,8 @@ use crate::state::StateError;
 pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Between two keepalives: the proof of the path must not grow old between them.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// Between two readings of the record, which prove the way to the API server.
 const READ_EVERY: Duration = Duration::from_secs(2);
-/// The same where the destination has to write into it before this driver can go on.
-const READ_EVERY_WAITING: Duration = Duration::from_millis(250);
-/// What a restarted driver is to tell is written down so long after it has changed.
-const KEEP_AFTER: Duration = Duration::from_millis(500);
-/// The same while the guest stands still: it has waited far longer for something else then than for a disk.
-const KEEP_AFTER_STANDING_STILL: Duration = Duration::from_secs(3);
 
 /// What is said to a driver.
 pub(super) enum Word {
@@ -296,52 +289,6 @@ impl Drive {
         }
     }
 
-    /// Gives up, for a reason of the driver's own. It is written down before it is acted on and told: a restarted
-    /// driver must not begin what the controller has been told will never be begun.
-    pub(super) fn give_up(&mut self, gave_up: GaveUp) {
-        if self.giving_up || self.kept.view.gave_up.is_some() {
-            return;
-        }
-        if !self.writes.is_empty() {
-            self.give_up_again = Some((Instant::now(), gave_up));
-            return;
-        }
-        self.giving_up = true;
-        tracing::warn!(migration = self.terms().migration, cause = ?gave_up.cause, "giving up: {}", gave_up.told.message);
-        let mut kept = self.kept.clone();
-        kept.view.gave_up = Some(gave_up.clone());
-        let put = self.put(kept);
-        self.writes.spawn(async move { Done::GaveUp(gave_up, put.await) });
-    }
-
-    fn put(&self, kept: Kept) -> impl Future<Output = Result<(), StateError>> + Send + use<> {
-        let (shelf, writer) = (self.shelf.clone(), self.shelf.clone());
-        async move {
-            let put = tokio::task::spawn_blocking(move || writer.put(&kept)).await;
-            put.unwrap_or_else(|error| Err(shelf.failed("write", std::io::Error::other(error))))
-        }
-    }
-
-    /// There is something to tell that a restarted driver would not know.
-    pub(super) fn unkept(&mut self) {
-        self.unkept_since.get_or_insert_with(Instant::now);
-    }
-
-    /// Writes it down, in its own time: the guest does not wait for it.
-    fn keep(&mut self, now: Instant) {
-        let after = if self.driver.blackout() {
-            KEEP_AFTER_STANDING_STILL
-        } else {
-            KEEP_AFTER
-        };
-        let due = self.unkept_since.is_some_and(|since| now >= since + after);
-        if due && self.writes.is_empty() {
-            self.unkept_since = None;
-            let put = self.put(self.kept.clone());
-            self.writes.spawn(async move { Done::Kept(put.await) });
-        }
-    }
-
     fn step(&mut self, event: DriverEvent) {
         let (driver, step) = self.driver.step(event);
         self.driver = driver;
@@ -354,103 +301,6 @@ impl Drive {
             self.unkept();
             self.show();
         }
-    }
-
-    /// Carries an effect out, unless that is being done already.
-    fn give(&mut self, effect: DriverEffect) {
-        let key = OrderKey::of(&effect);
-        match effect {
-            // The controller has armed it; what stands there is read again.
-            DriverEffect::ArmRecord => {}
-            // The destination alone may write that; it does, and here it is read.
-            DriverEffect::DecideRecord(Decision::Reverted) => {}
-            DriverEffect::AdvanceRecord => {
-                let (records, terms) = (self.parts.records.clone(), self.terms().clone());
-                self.write(key, async move { records.advance(&terms).await });
-            }
-            DriverEffect::DecideRecord(Decision::Aborted) if self.may_begin() => {}
-            DriverEffect::DecideRecord(Decision::Aborted) => {
-                let (records, terms) = (self.parts.records.clone(), self.terms().clone());
-                self.write(key, async move { records.abort(&terms).await });
-            }
-            DriverEffect::DecideRecord(decision @ (Decision::None | Decision::Committed)) => {
-                tracing::error!(?decision, "a driver does not write this decision");
-            }
-            DriverEffect::Begin => self.begin(),
-            DriverEffect::Prepare => match self.definition.clone() {
-                Some(definition) => {
-                    let order = Order::Prepare {
-                        guest: self.kept.order.guest.clone(),
-                        definition,
-                        stream: self.kept.order.stream,
-                        ticket: self.kept.order.ticket.clone(),
-                    };
-                    self.order_destination(key, order);
-                }
-                // The source gives the definition again, as often as it is asked.
-                None => self.begin(),
-            },
-            DriverEffect::Perform(channel) => self.order_source(key, Order::Perform(channel)),
-            DriverEffect::Ready => self.order_source(key, Order::Ready),
-            DriverEffect::Finish(go) => self.order_destination(key, Order::Finish(go)),
-            DriverEffect::Confirm => self.order_source(key, Order::Confirm),
-            DriverEffect::AbortSource(cause) => self.order_source(key, Order::AbortSource(cause)),
-            DriverEffect::AbortDestination(cause) => {
-                self.order_destination(key, Order::AbortDestination(cause))
-            }
-            DriverEffect::Settle => self.order_source(key, Order::Settle),
-        }
-    }
-
-    /// Whether the source may yet begin, or has begun and not said so: that it knows nothing is no evidence then.
-    fn may_begin(&self) -> bool {
-        *self.driver.source() == SideView::NoSuchMigration
-            && (self.given.in_flight(OrderKey::Begin) || self.definition.is_some())
-    }
-
-    /// Begins once the destination has been heard: one that cannot be reached costs nothing then.
-    fn begin(&mut self) {
-        if matches!(self.driver.destination(), SideView::Unheard) || self.giving_up {
-            return;
-        }
-        let order = Order::Begin {
-            max_downtime: self.kept.order.max_downtime,
-            stream: self.kept.order.stream,
-        };
-        self.order_source(OrderKey::Begin, order);
-    }
-
-    fn order_source(&mut self, key: OrderKey, order: Order) {
-        let now = self.now();
-        if !self.given.give(key, now) {
-            return;
-        }
-        let (migrations, terms) = (self.parts.migrations.clone(), self.terms().clone());
-        self.done
-            .spawn(async move { Done::Order(key, true, migrations.order(&terms, order).await) });
-    }
-
-    fn order_destination(&mut self, key: OrderKey, order: Order) {
-        let now = self.now();
-        let Some(client) = self.client.clone() else { return };
-        if !self.given.give(key, now) {
-            return;
-        }
-        let terms = self.terms().clone();
-        self.done
-            .spawn(async move { Done::Order(key, false, client.order(&terms, &order).await) });
-    }
-
-    fn write(
-        &mut self,
-        key: OrderKey,
-        written: impl Future<Output = Result<RecordView, Unwritten>> + Send + 'static,
-    ) {
-        let now = self.now();
-        if self.given.writing() || !self.given.give(key, now) {
-            return;
-        }
-        self.done.spawn(async move { Done::Written(key, written.await) });
     }
 
     fn answered(&mut self, done: Done) {
@@ -535,150 +385,11 @@ impl Drive {
         self.tell_source_of_the_path();
     }
 
-    /// A destination that was never given Prepare knows nothing of the migration, whether it can be heard or not:
-    /// Prepare needs what only the source's journaled beginning gives.
-    fn forget_the_unreached(&mut self) {
-        let never_begun = *self.driver.source() == SideView::NoSuchMigration;
-        if never_begun
-            && *self.driver.destination() == SideView::Unheard
-            && !self.given.ever(OrderKey::Begin)
-            && !self.given.ever(OrderKey::Prepare)
-        {
-            self.kept.view.destination = Some(OtherSide::default());
-            self.step(DriverEvent::Destination(None));
-        }
-    }
-
     fn record_read(&mut self, record: RecordView) {
         let now = self.now();
         self.record_missing = false;
         self.path.api_reached(now);
         self.step(DriverEvent::Record(record));
-    }
-
-    fn order_failed(&mut self, key: OrderKey, at_source: bool, fault: &Fault) {
-        tracing::warn!(migration = self.terms().migration, ?key, at_source, %fault, "an order was not taken");
-        // A refusal of what the reports have left behind means nothing.
-        let still_wanted = self
-            .driver
-            .next()
-            .iter()
-            .any(|effect| OrderKey::of(effect) == key);
-        let now = self.now();
-        self.given.failed(key, now);
-        if fault.category == Category::Unavailable {
-            self.not_now = Some(fault.clone());
-            return;
-        }
-        if key.before_memory() && still_wanted {
-            let cause = if at_source {
-                Cause::HypervisorRefused
-            } else {
-                Cause::DestinationFailed
-            };
-            let told = Told::new(fault.reason.clone(), fault.message.clone());
-            self.give_up(GaveUp { cause, told });
-        } else if ["JournalNewer", "JournalDamaged"].contains(&fault.reason.as_ref()) {
-            self.kept.view.blocked = Some(Told::new(fault.reason.clone(), fault.message.clone()));
-            self.show();
-        }
-    }
-
-    fn give_again(&mut self) {
-        for effect in self.driver.next() {
-            self.give(effect);
-        }
-    }
-
-    /// Looks at everything that time alone changes.
-    fn look(&mut self) {
-        let now = Instant::now();
-        self.forget_gave_up_unreached();
-        self.give_again();
-        self.read(now);
-        self.keep_alive(now);
-        self.keep(now);
-        self.tell_silence(now);
-        if let Some((at, _)) = &self.give_up_again
-            && now >= *at
-            && let Some((_, gave_up)) = self.give_up_again.take()
-        {
-            self.give_up(gave_up);
-        }
-        if self.start_by.is_some_and(|by| now >= by) {
-            self.start_by = None;
-            let told = self.start_too_slow();
-            self.give_up(GaveUp {
-                cause: Cause::PathNotProven,
-                told,
-            });
-        }
-        let silent = self
-            .silent_since
-            .is_some_and(|since| now.duration_since(since) >= self.kept.order.silence);
-        if silent && self.driver.before_switchover() {
-            let seconds = self.kept.order.silence.as_secs();
-            let told = self.unreachable(&format!("was silent for {seconds} s"));
-            self.give_up(GaveUp {
-                cause: Cause::PathNotProven,
-                told,
-            });
-        }
-    }
-
-    /// A restarted driver that had given up hears of the source only after it was told so.
-    fn forget_gave_up_unreached(&mut self) {
-        if self.kept.view.gave_up.is_some() {
-            self.forget_the_unreached();
-        }
-    }
-
-    fn read(&mut self, now: Instant) {
-        if self.reading || now < self.read_at {
-            return;
-        }
-        let waiting = matches!(self.driver.stand(), Stand::Waiting { wait: Wait::Record });
-        self.reading = true;
-        self.read_at = now + if waiting { READ_EVERY_WAITING } else { READ_EVERY };
-        let (records, guest) = (self.parts.records.clone(), self.terms().guest.clone());
-        self.done
-            .spawn(async move { Done::Read(records.read(&guest).await) });
-    }
-
-    /// Tells both sides that the driver lives.
-    fn keep_alive(&mut self, now: Instant) {
-        self.tell_source_of_the_path();
-        if now < self.keep_alive_at {
-            return;
-        }
-        self.keep_alive_at = now + KEEP_ALIVE_EVERY;
-        self.proven = self.path.proven(self.now());
-        self.tell_source();
-        let known = matches!(self.driver.destination(), SideView::Reported(_));
-        if let Some(client) = self.client.clone().filter(|_| known && !self.keeping_alive) {
-            self.keeping_alive = true;
-            let (terms, proven, silence) = (self.terms().clone(), self.proven, self.kept.order.silence);
-            self.done
-                .spawn(async move { Done::KeptAlive(client.keep_alive(&terms, proven, silence).await) });
-        }
-    }
-
-    /// The source waits for the proof of the path before it stops the guest: it is told at once.
-    fn tell_source_of_the_path(&mut self) {
-        let proven = self.path.proven(self.now());
-        if proven && !self.proven {
-            self.proven = true;
-            self.tell_source();
-        }
-    }
-
-    fn tell_source(&self) {
-        let silence = self.kept.order.silence;
-        // A source that does not know the migration yet, or any more, needs no driver.
-        let _ = self
-            .parts
-            .migrations
-            .keep_alive(self.terms(), self.proven, silence);
     }
 
     fn show_destination(&mut self) {
