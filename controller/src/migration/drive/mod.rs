@@ -7,20 +7,18 @@
 //! moment they are heard. The driver holds nothing that matters: killed at any point, the next one asks both sides
 //! and goes on.
 
-use std::future::Future;
+mod orders;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_crds::migration::ControlFlow;
-use godwit_crds::{Decision, GuestRecord, VirtualMachineMigration};
+use godwit_crds::{GuestRecord, VirtualMachineMigration};
 use godwit_handover::{
-    self as handover, Cause, Driver, DriverEffect, DriverEvent, OrderKey as Key, OrdersGiven, Outcome,
-    SideView, SourceReport, Stand, Terms,
+    Cause, Driver, DriverEvent, OrderKey as Key, OrdersGiven, Outcome, SourceReport, Stand, Terms,
 };
 use godwit_protocol::clock::ClockEstimate;
-use godwit_protocol::{
-    Category, Fault, GuestName, Order, OrderAnswer, Side, StreamOptions, Update, definition,
-};
+use godwit_protocol::{Fault, GuestName, OrderAnswer, Side, StreamOptions, Update};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -36,7 +34,6 @@ use super::sides::{self, Heard, Proof, Role};
 use super::watching::Watching;
 use crate::agents::Connection;
 use crate::cluster::Cluster;
-use crate::reason::MigrationReason as Reason;
 use crate::record::{self, RecordError};
 
 /// From the start of the driver to the first byte of guest memory.
@@ -411,254 +408,9 @@ impl Drive {
         self.publish(false);
     }
 
-    /// Carries an effect out, unless that is being done already.
-    fn give(&mut self, effect: DriverEffect) {
-        if self.watching.is_some() {
-            self.give_watching(&effect);
-            return;
-        }
-        match effect {
-            DriverEffect::ArmRecord => self.arm(),
-            DriverEffect::AdvanceRecord => self.write(Key::Advance, record::advance),
-            DriverEffect::DecideRecord(decision) => match decision {
-                handover::Decision::Aborted if self.may_begin() => self.call_off(),
-                handover::Decision::Aborted => {
-                    self.write(Key::Decide, |spec, terms| {
-                        record::decide(spec, terms, Decision::Aborted)
-                    });
-                }
-                handover::Decision::Reverted => {
-                    self.write(Key::Decide, |spec, terms| {
-                        record::decide(spec, terms, Decision::Reverted)
-                    });
-                }
-                handover::Decision::None | handover::Decision::Committed => {
-                    tracing::error!(?decision, "a driver does not write this decision");
-                }
-            },
-            DriverEffect::Ready => self.order(Key::Ready, Role::Source, Order::Ready),
-            DriverEffect::Finish(go) => self.order(Key::Finish, Role::Destination, Order::Finish(go)),
-            DriverEffect::Begin => self.begin(),
-            DriverEffect::Prepare => match self.definition.clone() {
-                Some(definition) => {
-                    let Some(record) = &self.record else { return };
-                    // Peer to peer the destination does this by itself.
-                    let recorded = &record.spec.guest.definition;
-                    if let Err(fault) = definition::check(&self.terms.source, &definition, recorded) {
-                        return self.order_failed(Key::Prepare, Role::Source, &fault);
-                    }
-                    let guest = self.guest.clone();
-                    self.order(
-                        Key::Prepare,
-                        Role::Destination,
-                        Order::Prepare {
-                            guest,
-                            definition,
-                            stream: self.stream,
-                            ticket: Vec::new(),
-                        },
-                    );
-                }
-                // The source gives the definition again, as often as it is asked.
-                None => self.begin(),
-            },
-            DriverEffect::Perform(channel) => self.order(Key::Perform, Role::Source, Order::Perform(channel)),
-            DriverEffect::Confirm => self.order(Key::Confirm, Role::Source, Order::Confirm),
-            DriverEffect::AbortSource(cause) => {
-                self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
-            }
-            DriverEffect::AbortDestination(cause) => {
-                self.order(
-                    Key::AbortDestination,
-                    Role::Destination,
-                    Order::AbortDestination(cause),
-                );
-            }
-            DriverEffect::Settle => self.order(Key::Settle, Role::Source, Order::Settle),
-        }
-    }
-
-    /// Whether the source may yet begin, or has begun and not said so.
-    pub(super) fn may_begin(&self) -> bool {
-        self.told_to_begin && *self.driver.source() == SideView::NoSuchMigration
-    }
-
-    /// Has a source that may have begun give up, or say that it never began.
-    fn call_off(&mut self) {
-        if !self.given.in_flight(Key::Begin) {
-            let cause = if self.cancel {
-                Cause::Cancelled
-            } else {
-                Cause::PathNotProven
-            };
-            self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
-        }
-    }
-
-    fn begin(&mut self) {
-        // A source that was begun by an earlier driver may have been told another limit.
-        if self.source.last.side.is_none() {
-            self.limit.get_or_insert(self.stream.bandwidth);
-        }
-        self.order(
-            Key::Begin,
-            Role::Source,
-            Order::Begin {
-                max_downtime: self.budget,
-                stream: self.stream,
-            },
-        );
-        self.told_to_begin |= self.given.in_flight(Key::Begin);
-    }
-
-    /// Tells a streaming source the limit that it may not know: the user has changed it, or this driver has taken
-    /// the migration over and cannot tell what the source was told.
-    fn retune(&mut self) {
-        let streaming = self.source.last.side == Some(Side::Source(SourceReport::Streaming));
-        let asked = self.given.in_flight(Key::Retune);
-        if streaming && !asked && self.limit != Some(self.stream.bandwidth) {
-            let bandwidth = self.stream.bandwidth;
-            self.told_limit = Some(bandwidth);
-            self.order(Key::Retune, Role::Source, Order::Retune { bandwidth });
-        }
-    }
-
-    /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then. Peer to peer
-    /// whether the destination is reached is the source's to find out.
-    pub(super) fn arm(&mut self) {
-        let heard = !matches!(self.driver.source(), SideView::Unheard)
-            && (self.watching.is_some() || !matches!(self.driver.destination(), SideView::Unheard));
-        if heard || self.record.is_none() {
-            self.write(Key::Arm, record::arm);
-        }
-    }
-
     /// The time since the driver began: what its tables count in.
     pub(super) fn now(&self) -> Duration {
         self.began.elapsed()
-    }
-
-    pub(super) fn order(&mut self, key: Key, role: Role, order: Order) {
-        let Some(connection) = self.side(role).connection.clone() else {
-            return;
-        };
-        let now = self.now();
-        if !self.given.give(key, now) {
-            return;
-        }
-        tracing::debug!(
-            migration = self.terms.migration,
-            order = order.name(),
-            ?role,
-            "order"
-        );
-        let terms = self.terms.clone();
-        self.spawn(async move { Done::Order(key, role, connection.client.order(&terms, &order).await) });
-    }
-
-    pub(super) fn write(
-        &mut self,
-        key: Key,
-        change: impl Fn(&godwit_crds::GuestRecordSpec, &Terms) -> record::Change + Send + Sync + 'static,
-    ) {
-        let now = self.now();
-        if self.given.writing() || !self.given.give(key, now) {
-            return;
-        }
-        let (cluster, terms, known) = (self.cluster.clone(), self.terms.clone(), self.record.clone());
-        self.spawn(async move {
-            let guest = terms.guest.clone();
-            Done::Record(
-                key,
-                Box::new(
-                    cluster
-                        .records
-                        .change(known, &guest, |spec| change(spec, &terms))
-                        .await,
-                ),
-            )
-        });
-    }
-
-    pub(super) fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
-        self.done.spawn(work);
-    }
-
-    fn answered(&mut self, done: Done) {
-        let now = self.now();
-        match done {
-            Done::Order(key, _, Ok(answer)) => {
-                self.given.taken(key, now);
-                if key == Key::Retune {
-                    self.limit = self.told_limit;
-                }
-                if let OrderAnswer::Begun { definition } = answer {
-                    self.definition = Some(definition);
-                    self.give_again();
-                }
-            }
-            Done::Order(key, role, Err(fault)) => self.order_failed(key, role, &fault),
-            Done::Record(key, written) => match *written {
-                Ok(record) => {
-                    self.given.taken(key, now);
-                    self.record_missing = false;
-                    self.record_read(record);
-                }
-                Err(error) => self.write_failed(key, error),
-            },
-        }
-    }
-
-    fn order_failed(&mut self, key: Key, role: Role, fault: &Fault) {
-        let host = role.host(&self.terms).to_owned();
-        tracing::warn!(migration = self.terms.migration, ?key, host, %fault, "an order was not taken");
-        // A refusal of what the reports have left behind means nothing.
-        let still_wanted = self.driver.next().iter().any(|effect| Key::of(effect) == key);
-        let now = self.now();
-        self.given.failed(key, now);
-        if fault.category == Category::Unavailable {
-            self.not_now = Some(fault.clone());
-            return;
-        }
-        if self.watching.is_some() {
-            self.refused_watching(key, fault);
-        }
-        // It has answered, and has not begun; nor does it any more.
-        let unknown = key == Key::AbortSource && fault.reason == "MigrationUnknown";
-        if key == Key::Begin || (unknown && !self.given.in_flight(Key::Begin)) {
-            self.told_to_begin = false;
-        }
-        if key.before_memory() && still_wanted {
-            let cause = match role {
-                Role::Source => Cause::HypervisorRefused,
-                Role::Destination => Cause::DestinationFailed,
-            };
-            self.clues.refused.get_or_insert_with(|| fault.clone());
-            self.step(DriverEvent::OrderFailed(cause));
-        } else if let Some(failed) = needs_a_person(fault) {
-            self.blocked = Some(failed);
-        }
-    }
-
-    fn write_failed(&mut self, key: Key, error: RecordError) {
-        tracing::warn!(migration = self.terms.migration, ?key, %error, "the record was not written");
-        let now = self.now();
-        self.given.failed(key, now);
-        match error {
-            RecordError::Missing => self.record_missing = true,
-            RecordError::Refused(refused) if key == Key::Arm => {
-                let failed = failure::tell(Reason::AnotherMigrationActive, &format!("{refused}."));
-                self.refuse(Cause::HypervisorRefused, failed);
-            }
-            // What stands there is read again and settles it; or the API server comes back.
-            RecordError::Refused(_) | RecordError::Contended | RecordError::Api(_) => {}
-        }
-    }
-
-    fn give_again(&mut self) {
-        for effect in self.driver.next() {
-            self.give(effect);
-        }
     }
 
     /// Looks at everything that time alone changes.
@@ -722,6 +474,7 @@ impl Drive {
                 .is_some_and(|armed| armed.uid == self.terms.migration)
         })
     }
+
     fn publish(&mut self, last: bool) {
         let draft = Draft {
             status: self.book.status.clone(),
