@@ -41,6 +41,8 @@ pub struct Subject {
     pub addresses: Vec<IpAddr>,
     /// How long it holds from now on; left out, for as long as anything does.
     pub lasts: Option<Duration>,
+    /// Whether its key may encrypt other keys. With TLS 1.3 none is, but libvirt accepts no certificate without it.
+    pub encrypts_keys: bool,
 }
 
 /// The files of one certificate.
@@ -118,6 +120,9 @@ impl Authority {
         parameters.distinguished_name = name;
         parameters.use_authority_key_identifier_extension = true;
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if subject.encrypts_keys {
+            parameters.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+        }
         parameters.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ClientAuth,
             ExtendedKeyUsagePurpose::ServerAuth,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use godwit_lab::guest::{Guest, STARTS_WITHIN};
@@ -18,9 +18,9 @@ const PORT: u16 = 49_000;
 /// The longest stop allowed, in milliseconds: what godwit's migrations have by default.
 const DOWNTIME_LIMIT: u64 = 300;
 
-/// QEMU's encryption at its best, in the words of GnuTLS: of the ciphers the cheapest, which it would not choose by itself
-/// for a pre-shared key.
-const PRIORITY: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM";
+/// Encryption at its best, in the words of GnuTLS: of the ciphers the cheapest, which QEMU would not choose by itself for
+/// a pre-shared key, nor libvirt with certificates.
+pub const AES_128: &str = "NORMAL:-VERS-ALL:+VERS-TLS1.3:-CIPHER-ALL:+AES-128-GCM";
 
 /// The key: it is no secret, the guests are made up.
 const KEY: &str = "bench:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n";
@@ -131,7 +131,7 @@ impl Hypervisor {
         let id = format!("key-{endpoint}");
         let mut credentials = json!({
             "qom-type": "tls-creds-psk", "id": id, "endpoint": endpoint,
-            "dir": directory.display().to_string(), "priority": PRIORITY,
+            "dir": directory.display().to_string(), "priority": AES_128,
         });
         if endpoint == "client"
             && let Some(fields) = credentials.as_object_mut()
@@ -194,6 +194,8 @@ pub struct Taken {
     pub millis: u64,
     /// From STOP at the source to RESUME at the destination, in microseconds.
     pub stop_to_resume: i64,
+    /// From the order until who gave it was told that it was done.
+    pub took: Duration,
 }
 
 impl HandGuest {
@@ -246,6 +248,7 @@ impl HandGuest {
     /// # Errors
     /// When QEMU refuses or fails.
     pub fn move_on(&mut self, lab: &Lab, protection: Protection, connections: u32) -> anyhow::Result<Taken> {
+        let begun = Instant::now();
         let several = connections > 1;
         let to = 1 - self.at;
         let (host, place) = lab
@@ -304,6 +307,7 @@ impl HandGuest {
             bytes: figure("/ram/transferred")?,
             millis: figure("/total-time")?,
             stop_to_resume: resumed - stopped,
+            took: begun.elapsed(),
         };
         ensure!(moved.millis > 0, "a migration took no time: {figures}");
         if source

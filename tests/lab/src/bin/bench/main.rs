@@ -5,6 +5,7 @@
 
 mod by_hand;
 mod downtime;
+mod libvirt;
 mod overhead;
 mod qmp;
 mod rest;
@@ -37,6 +38,9 @@ struct Arguments {
     /// Only this measurement; may be given several times.
     #[arg(long, value_enum)]
     only: Vec<Measurement>,
+    /// Measure libvirt too (migrations native, tunnelled, and tunnelled with TLS) beside godwit's. It must be installed.
+    #[arg(long, conflicts_with = "relay")]
+    with_libvirt: bool,
     /// Only this build of the relay, against the first that is given so: several times, in turns.
     #[arg(long, value_name = "PROGRAM", conflicts_with = "only")]
     relay: Vec<PathBuf>,
@@ -66,6 +70,8 @@ enum Measurement {
     /// The same for plain text and the tunnel, on a link of 5 Gbit/s.
     #[value(name = "transports-5g")]
     TransportsShaped,
+    /// libvirt's migrations beside godwit's, for which it must be installed; part of all only by --with-libvirt.
+    Libvirt,
     /// What the tunnel adds to the downtime.
     TunnelDowntime,
     /// The relay by itself: no lab, no guest.
@@ -142,9 +148,25 @@ fn main() -> ExitCode {
 /// Says whether all targets are met.
 async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
     let extent = if arguments.quick { QUICK } else { FULL };
-    let wanted = |measurement| arguments.only.is_empty() || arguments.only.contains(&measurement);
+    let wanted = |measurement| match measurement {
+        Measurement::Libvirt => arguments.with_libvirt || arguments.only.contains(&measurement),
+        Measurement::Rest
+        | Measurement::Overhead
+        | Measurement::Throughput
+        | Measurement::Downtime
+        | Measurement::Transports
+        | Measurement::TransportsSeveral
+        | Measurement::TransportsShaped
+        | Measurement::TunnelDowntime
+        | Measurement::Tunnel => arguments.only.is_empty() || arguments.only.contains(&measurement),
+    };
     let begun = Instant::now();
+    // Before anything is measured that would have to be measured again.
+    let libvirt = wanted(Measurement::Libvirt).then(libvirt::find).transpose()?;
     println!("{}", machine()?);
+    if let Some(libvirt) = libvirt {
+        println!("{libvirt}");
+    }
     let mut results = Results::default();
     if !arguments.relay.is_empty() {
         say("builds of the relay");
@@ -161,7 +183,7 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         results.take(measured);
     }
     let in_lab = |measurement: &Measurement| *measurement != Measurement::Tunnel;
-    if arguments.only.is_empty() || arguments.only.iter().any(in_lab) {
+    if arguments.only.is_empty() || arguments.with_libvirt || arguments.only.iter().any(in_lab) {
         // A lab that does not start, or not stop, hides nothing of what was measured.
         let measured = measure_in_lab(&extent, wanted, &mut results).await;
         results.take(measured.map(|()| vec![]));
@@ -216,6 +238,13 @@ async fn measure_in_lab(
             extent.transports + 1
         ));
         results.take(transports::shaped(&lab, extent.transports).await);
+    }
+    if wanted(Measurement::Libvirt) {
+        say(&format!(
+            "libvirt beside godwit: 5 × {} migrations of 1 GiB",
+            extent.transports + 1
+        ));
+        results.take(transports::beside_libvirt(&lab, extent.transports).await);
     }
     if wanted(Measurement::TunnelDowntime) {
         say(&format!(

@@ -18,6 +18,12 @@ use crate::by_hand::Taken;
 /// A migration that takes longer hangs.
 const MOVES_WITHIN: Duration = Duration::from_secs(90);
 
+/// The guests' machine type.
+pub const MACHINE: &str = "pc-q35-10.0";
+
+/// The guests' processor.
+pub const CPU: &str = "qemu64";
+
 /// A guest's size and what it does.
 #[derive(Clone, Copy)]
 pub struct Kind {
@@ -58,30 +64,34 @@ impl Way {
     }
 }
 
+/// What a guest's kernel is told.
+pub fn command_line(kind: &Kind) -> String {
+    format!(
+        "{} {} godwit.interval={}",
+        KERNEL_OPTIONS.split_whitespace().collect::<Vec<_>>().join(" "),
+        kind.options,
+        kind.interval.as_millis()
+    )
+}
+
 /// Starts a guest on h1 and waits until it ticks.
 ///
 /// # Errors
 /// When it does not.
 pub async fn start(lab: &Lab, kind: Kind) -> anyhow::Result<Guest> {
-    let command_line = format!(
-        "{} {} godwit.interval={}",
-        KERNEL_OPTIONS.split_whitespace().collect::<Vec<_>>().join(" "),
-        kind.options,
-        kind.interval.as_millis()
-    );
     let machine: VirtualMachine = serde_json::from_value(json!({
         "apiVersion": "godwit.dev/v1alpha1",
         "kind": "VirtualMachine",
         "metadata": {"name": kind.name, "namespace": NAMESPACE},
         "spec": {
             "host": "h1",
-            "machine": {"type": "pc-q35-10.0"},
-            "cpu": {"count": 1, "model": "qemu64"},
+            "machine": {"type": MACHINE},
+            "cpu": {"count": 1, "model": CPU},
             "memory": kind.memory,
             "boot": {"kernel": {
                 "image": {"file": godwit_lab::lab::KERNEL},
                 "initramfs": {"file": godwit_lab::lab::INITRAMFS},
-                "commandLine": command_line,
+                "commandLine": command_line(&kind),
             }},
         },
     }))?;
@@ -122,6 +132,7 @@ impl Moved {
             bytes: self.bytes()?,
             millis: self.hypervisor_millis()?,
             stop_to_resume: self.stop_to_resume()?,
+            took: self.took,
         })
     }
 

@@ -8,6 +8,7 @@ use godwit_lab::guest::Guest;
 
 use crate::by_hand::{HandGuest, Protection, Recipe, Taken};
 use crate::downtime::{self, LIGHT, TICKS_AROUND};
+use crate::libvirt::{LibvirtGuest, Mode};
 use crate::rows::{Bound, Row, ratios};
 use crate::setting::{self, Kind, Way};
 use crate::throughput::{HEAVY, speed};
@@ -63,7 +64,7 @@ pub async fn unshaped(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// The same with four connections each. Native and encrypted is by hand alone: godwit refuses it over several.
+/// The same with four connections each. Native and encrypted is by hand alone: godwit refuses that with QEMU 10.0.
 ///
 /// # Errors
 /// When a migration fails.
@@ -123,6 +124,52 @@ pub async fn shaped(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// Measures tunnelled and plain text against libvirt's ways, without a limit: by QEMU's count and time, and how long
+/// who gave the order waits.
+///
+/// # Errors
+/// When libvirt is not there, or a migration fails.
+pub async fn beside_libvirt(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
+    let contenders = [
+        Contender::Godwit(Way::Tunnelled, 1),
+        Contender::Godwit(Way::Plain, 1),
+        Contender::Libvirt(Mode::Native),
+        Contender::Libvirt(Mode::Tunnelled),
+        Contender::Libvirt(Mode::TunnelledTls),
+    ];
+    let names = [
+        "tunnel",
+        "native",
+        "libvirt-native",
+        "libvirt-tunnelled",
+        "libvirt-tunnelled-tls",
+    ];
+    let taken = race(lab, "libvirt", contenders, rounds).await?;
+    let speeds = speeds_of(&taken)?;
+    let [tunnelled, plain, theirs @ ..] = &speeds;
+    let [native, ..] = theirs;
+    let mut rows = Vec::new();
+    for (name, theirs) in names.iter().skip(2).zip(theirs) {
+        let id = format!("tunnel-vs-{name}");
+        rows.push(Row::of(id, "×", &ratios(tunnelled, theirs), None)?);
+    }
+    rows.push(Row::of(
+        "native-vs-libvirt-native",
+        "×",
+        &ratios(plain, native),
+        None,
+    )?);
+    for (name, speeds) in names.iter().zip(&speeds) {
+        let id = format!("{}-throughput", beside(name));
+        rows.push(Row::of(id, "MiB/s", speeds, None)?);
+    }
+    for (name, taken) in names.iter().zip(&taken) {
+        let whole: Vec<f64> = taken.iter().map(|taken| taken.took.as_secs_f64()).collect();
+        rows.push(Row::of(format!("{}-whole", beside(name)), "s", &whole, None)?);
+    }
+    Ok(rows)
+}
+
 /// Measures what tunnelling adds to the downtime of a guest that changes a little of its memory all the time.
 ///
 /// # Errors
@@ -151,6 +198,14 @@ pub async fn downtime(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// What these rows of godwit's are called, which other measurements have as well.
+fn beside(name: &str) -> String {
+    match name {
+        "tunnel" | "native" => format!("beside-libvirt-{name}"),
+        other => other.to_owned(),
+    }
+}
+
 /// Speeds in MiB/s, by QEMU's own count and time; of each contender as many as there are rounds.
 async fn speeds<const CONTENDERS: usize>(
     lab: &Lab,
@@ -158,9 +213,25 @@ async fn speeds<const CONTENDERS: usize>(
     contenders: [Contender; CONTENDERS],
     rounds: usize,
 ) -> anyhow::Result<[Vec<f64>; CONTENDERS]> {
+    speeds_of(&race(lab, name, contenders, rounds).await?)
+}
+
+/// Has them move the heavy guest in turn.
+async fn race<const CONTENDERS: usize>(
+    lab: &Lab,
+    name: &'static str,
+    contenders: [Contender; CONTENDERS],
+    rounds: usize,
+) -> anyhow::Result<[Vec<Taken>; CONTENDERS]> {
     let mut race = Race::start(lab, Kind { name, ..HEAVY }, 2, &contenders).await?;
     let taken = race.run(contenders, rounds).await?;
     race.end().await?;
+    Ok(taken)
+}
+
+fn speeds_of<const CONTENDERS: usize>(
+    taken: &[Vec<Taken>; CONTENDERS],
+) -> anyhow::Result<[Vec<f64>; CONTENDERS]> {
     let mut speeds = [const { Vec::new() }; CONTENDERS];
     for (speeds, taken) in speeds.iter_mut().zip(taken) {
         for one in taken {
@@ -184,6 +255,8 @@ enum Contender {
     Godwit(Way, u32),
     /// A person who knows how QEMU's encryption is fastest, over so many connections.
     HandTls(u32),
+    /// libvirt.
+    Libvirt(Mode),
 }
 
 /// The same guest once for each who moves it: from host to host, each time in another way.
@@ -191,6 +264,7 @@ struct Race<'a> {
     lab: &'a Lab,
     guest: Guest,
     by_hand: Option<HandGuest>,
+    by_libvirt: Option<LibvirtGuest>,
     /// How often a guest ticks between two moves.
     ticks: u64,
     /// How often godwit has moved its guest.
@@ -210,10 +284,19 @@ impl<'a> Race<'a> {
         } else {
             None
         };
+        let by_libvirt = if contenders
+            .iter()
+            .any(|contender| matches!(contender, Contender::Libvirt(_)))
+        {
+            Some(LibvirtGuest::start(lab, kind).await?)
+        } else {
+            None
+        };
         Ok(Self {
             lab,
             guest,
             by_hand,
+            by_libvirt,
             ticks,
             moves: 0,
         })
@@ -259,6 +342,12 @@ impl<'a> Race<'a> {
                 let taken =
                     tokio::task::block_in_place(|| by_hand.move_on(lab, Protection::QemuTls, connections))?;
                 by_hand.guest.wait_for_ticks(self.ticks, PATIENCE)?;
+                Ok(taken)
+            }
+            Contender::Libvirt(mode) => {
+                let by_libvirt = self.by_libvirt.as_mut().context("a guest of libvirt's")?;
+                let taken = by_libvirt.move_on(mode).await?;
+                by_libvirt.guest.wait_for_ticks(self.ticks, PATIENCE)?;
                 Ok(taken)
             }
         }
