@@ -1,6 +1,6 @@
 //! When an order is given, and when it is given again. Pure: the time is told, counted from any fixed instant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::DriverEffect;
@@ -90,6 +90,8 @@ enum Given {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OrdersGiven {
     table: BTreeMap<OrderKey, Given>,
+    /// Those that may be carried out yet, or have been, for all that is known.
+    open: BTreeSet<OrderKey>,
 }
 
 impl OrdersGiven {
@@ -104,6 +106,7 @@ impl OrdersGiven {
             Some(Given::Failed { failures, .. }) => *failures,
         };
         self.table.insert(key, Given::InFlight { failures });
+        self.open.insert(key);
         true
     }
 
@@ -128,6 +131,18 @@ impl OrdersGiven {
                 failures: failures.saturating_add(1),
             },
         );
+    }
+
+    /// Whoever was to carry the order out has said that it has not, and will not.
+    pub fn void(&mut self, key: OrderKey) {
+        if !self.in_flight(key) {
+            self.open.remove(&key);
+        }
+    }
+
+    /// Whether it was given, and may be carried out yet although a report says nothing of it: the two cross.
+    pub fn open(&self, key: OrderKey) -> bool {
+        self.open.contains(&key)
     }
 
     /// Whether it was given and its answer is awaited.
@@ -198,6 +213,25 @@ mod tests {
         given.taken(OrderKey::Finish, now);
         given.failed(OrderKey::Finish, now);
         assert!(given.give(OrderKey::Finish, now + RETRY_AFTER[0]));
+    }
+
+    #[test]
+    fn an_order_is_open_until_it_is_void() {
+        let mut given = OrdersGiven::default();
+        assert!(!given.open(OrderKey::Prepare));
+        assert!(given.give(OrderKey::Prepare, START));
+        given.void(OrderKey::Prepare);
+        assert!(given.open(OrderKey::Prepare), "what is on its way may arrive yet");
+        given.failed(OrderKey::Prepare, START);
+        assert!(
+            given.open(OrderKey::Prepare),
+            "that it was not answered says nothing"
+        );
+        given.void(OrderKey::Prepare);
+        assert!(!given.open(OrderKey::Prepare) && given.ever(OrderKey::Prepare));
+        assert!(given.give(OrderKey::Prepare, START + RETRY_AFTER[0]));
+        given.taken(OrderKey::Prepare, START);
+        assert!(given.open(OrderKey::Prepare), "the report of it may come later");
     }
 
     #[test]

@@ -214,6 +214,7 @@ pub async fn drive(
     let outcome = loop {
         if let Stand::Ended(outcome) = drive.driver.stand()
             && !drive.may_begin()
+            && !drive.may_prepare()
         {
             break Some(outcome);
         }
@@ -420,8 +421,13 @@ impl Drive {
             self.look_watching();
         }
         self.retune();
-        if self.may_begin() && matches!(self.driver.stand(), Stand::Ended(_)) {
-            self.call_off();
+        if matches!(self.driver.stand(), Stand::Ended(_)) {
+            if self.may_begin() {
+                self.call_off();
+            }
+            if self.may_prepare() {
+                self.call_off_destination();
+            }
         }
         if self.start_by.is_some_and(|by| Instant::now() >= by) {
             self.start_by = None;

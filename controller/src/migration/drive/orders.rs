@@ -28,6 +28,7 @@ impl Drive {
             DriverEffect::AdvanceRecord => self.write(Key::Advance, record::advance),
             DriverEffect::DecideRecord(decision) => match decision {
                 handover::Decision::Aborted if self.may_begin() => self.call_off(),
+                handover::Decision::Aborted if self.may_prepare() => self.call_off_destination(),
                 handover::Decision::Aborted => {
                     self.write(Key::Decide, |spec, terms| {
                         record::decide(spec, terms, Decision::Aborted)
@@ -105,6 +106,27 @@ impl Drive {
             };
             self.order(Key::AbortSource, Role::Source, Order::AbortSource(cause));
         }
+    }
+
+    /// Whether the destination may yet prepare, or has prepared and not said so. One that is silent is not waited for:
+    /// a process that nobody opens the channel to is given up there.
+    pub(super) fn may_prepare(&self) -> bool {
+        *self.driver.destination() == SideView::NoSuchMigration
+            && self.given.open(Key::Prepare)
+            && self.destination.silent_since.is_none()
+    }
+
+    /// Has a destination that may have prepared give up, or say that it never did.
+    pub(super) fn call_off_destination(&mut self) {
+        if self.given.in_flight(Key::Prepare) {
+            return;
+        }
+        let cause = match self.driver.source() {
+            SideView::Reported(SourceReport::Aborted(cause) | SourceReport::Lost(cause)) => *cause,
+            SideView::Unheard | SideView::NoSuchMigration | SideView::Reported(_) => Cause::DriverSilent,
+        };
+        let order = Order::AbortDestination(cause);
+        self.order(Key::AbortDestination, Role::Destination, order);
     }
 
     pub(super) fn begin(&mut self) {
@@ -234,6 +256,10 @@ impl Drive {
         let unknown = key == Key::AbortSource && fault.reason == "MigrationUnknown";
         if key == Key::Begin || (unknown && !self.given.in_flight(Key::Begin)) {
             self.told_to_begin = false;
+        }
+        let unknown = key == Key::AbortDestination && fault.reason == "MigrationUnknown";
+        if key == Key::Prepare || unknown {
+            self.given.void(Key::Prepare);
         }
         if key.before_memory() && still_wanted {
             let cause = match role {

@@ -1,12 +1,12 @@
 //! Agents and the controller killed before memory travels, in Begin and in Prepare, and started again.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use godwit_crds::migration::ControlFlow;
 use godwit_lab::{Lab, processes};
 use rustix::process::Signal;
 
 use crate::attempt::{Attempt, End, journaled, when_journaled};
-use crate::crashes::{MOST_MISSED, Victim};
+use crate::crashes::{MOST_MISSED, Victim, agent};
 use crate::guest::Guest;
 
 /// How far the migration has come: told by the journal of the host whose step it is.
@@ -78,4 +78,52 @@ pub async fn anybody_killed_in_prepare(lab: &mut Lab) -> anyhow::Result<()> {
         killed(lab, ControlFlow::ManagedDirect, Phase::Prepare, victim).await?;
     }
     Ok(())
+}
+
+/// The source dies while the order to prepare is on its way: the destination obeys it afterwards, and is told at once
+/// that nothing comes. It need not find out by a silence.
+pub async fn a_destination_that_prepares_late_is_called_off(lab: &mut Lab) -> anyhow::Result<()> {
+    for flow in [ControlFlow::PeerToPeer, ControlFlow::ManagedDirect] {
+        let mut tries = 0;
+        while !prepares_late(lab, flow)
+            .await
+            .with_context(|| format!("{flow:?}"))?
+        {
+            tries += 1;
+            ensure!(tries < MOST_MISSED, "{flow:?}: missed {tries} times");
+        }
+    }
+    Ok(())
+}
+
+/// False: the moment was missed.
+async fn prepares_late(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<bool> {
+    let guest = Guest::start(lab).await?;
+    let process = guest.process(lab, 1)?;
+    let destination = agent(lab, 2)?;
+    let attempt = Attempt::order_driven(lab, flow, &guest.name, "h2").await?;
+    let stopped = destination.clone();
+    let died = async {
+        when_journaled(attempt.journal(lab, 1)?, "Begun", move || {
+            processes::signal(&stopped, Signal::STOP);
+            processes::signal(&process, Signal::KILL)
+        })
+        .await?;
+        // The source's side ends here, and whoever drives hears of it.
+        when_journaled(attempt.journal(lab, 1)?, "Lost", || {}).await
+    }
+    .await;
+    let there = attempt.journal(lab, 2)?;
+    let late = !there.exists();
+    processes::signal(&destination, Signal::CONT);
+    died?;
+    attempt.settles(lab, guest, &[End::Lost]).await?;
+    // The order may not have been given yet when the source died.
+    let late = late && there.exists();
+    ensure!(
+        !late || journaled(&there, "SourceDied"),
+        "the destination was not told: {:?}",
+        String::from_utf8_lossy(&std::fs::read(&there)?)
+    );
+    Ok(late)
 }

@@ -43,7 +43,9 @@ use crashes::{
     source_hypervisor_killed_after_go, source_hypervisor_killed_before_go_sealed,
     source_hypervisor_killed_before_go_unsealed, source_hypervisor_killed_in_pre_copy,
 };
-use early::{anybody_killed_in_begin, anybody_killed_in_prepare};
+use early::{
+    a_destination_that_prepares_late_is_called_off, anybody_killed_in_begin, anybody_killed_in_prepare,
+};
 use full::{a_full_disk_at_the_beginning_is_named, full_disks_while_memory_travels};
 use godwit_lab::{LabOptions, cases};
 use input::{
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
             the_guest_resets,
             anybody_killed_in_begin,
             anybody_killed_in_prepare,
+            a_destination_that_prepares_late_is_called_off,
             a_full_disk_at_the_beginning_is_named,
             full_disks_while_memory_travels,
             a_cable_is_pulled_while_memory_travels,

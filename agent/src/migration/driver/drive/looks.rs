@@ -19,6 +19,9 @@ impl Drive {
         let now = Instant::now();
         self.forget_gave_up_unreached();
         self.give_again();
+        if self.may_prepare() && matches!(self.driver.stand(), Stand::Ended(_)) {
+            self.call_off();
+        }
         self.read(now);
         self.keep_alive(now);
         self.keep(now);

@@ -166,6 +166,7 @@ pub(super) async fn drive(assignment: Assignment) {
     let outcome = loop {
         if let Stand::Ended(outcome) = drive.driver.stand()
             && !drive.may_begin()
+            && !drive.may_prepare()
         {
             break outcome;
         }

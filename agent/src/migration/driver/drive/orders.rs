@@ -3,7 +3,7 @@
 
 use std::future::Future;
 
-use godwit_handover::{Cause, Decision, DriverEffect, OrderKey, RecordView, SideView};
+use godwit_handover::{Cause, Decision, DriverEffect, OrderKey, RecordView, SideView, SourceReport};
 use godwit_protocol::{Category, Fault, GaveUp, Order, Told};
 
 use super::super::Unwritten;
@@ -23,6 +23,7 @@ impl Drive {
                 self.write(key, async move { records.advance(&terms).await });
             }
             DriverEffect::DecideRecord(Decision::Aborted) if self.may_begin() => {}
+            DriverEffect::DecideRecord(Decision::Aborted) if self.may_prepare() => self.call_off(),
             DriverEffect::DecideRecord(Decision::Aborted) => {
                 let (records, terms) = (self.parts.records.clone(), self.terms().clone());
                 self.write(key, async move { records.abort(&terms).await });
@@ -66,6 +67,26 @@ impl Drive {
     pub(super) fn may_begin(&self) -> bool {
         *self.driver.source() == SideView::NoSuchMigration
             && (self.given.in_flight(OrderKey::Begin) || self.definition.is_some())
+    }
+
+    /// Whether the destination may yet prepare, or has prepared and not said so. One that is silent is not waited for:
+    /// a process that nobody opens the channel to is given up there.
+    pub(super) fn may_prepare(&self) -> bool {
+        *self.driver.destination() == SideView::NoSuchMigration
+            && self.given.open(OrderKey::Prepare)
+            && self.silent_since.is_none()
+    }
+
+    /// Has a destination that may have prepared give up, or say that it never did.
+    pub(super) fn call_off(&mut self) {
+        if self.given.in_flight(OrderKey::Prepare) {
+            return;
+        }
+        let cause = match self.driver.source() {
+            SideView::Reported(SourceReport::Aborted(cause) | SourceReport::Lost(cause)) => *cause,
+            SideView::Unheard | SideView::NoSuchMigration | SideView::Reported(_) => Cause::DriverSilent,
+        };
+        self.order_destination(OrderKey::AbortDestination, Order::AbortDestination(cause));
     }
 
     /// Begins once the destination has been heard: one that cannot be reached costs nothing then.
@@ -126,6 +147,11 @@ impl Drive {
         if fault.category == Category::Unavailable {
             self.not_now = Some(fault.clone());
             return;
+        }
+        // It has answered: it has not prepared, and does not any more.
+        let unknown = key == OrderKey::AbortDestination && fault.reason == "MigrationUnknown";
+        if key == OrderKey::Prepare || unknown {
+            self.given.void(OrderKey::Prepare);
         }
         if key.before_memory() && still_wanted {
             let cause = if at_source {
