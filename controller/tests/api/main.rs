@@ -9,6 +9,7 @@
 )]
 
 mod agent;
+mod answers;
 mod authority;
 mod guests;
 mod hosts;

@@ -1,6 +1,6 @@
 //! Migrations from create to end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_crds::condition::find_condition;
 use godwit_crds::{ConditionStatus, Decision, VirtualMachine, VirtualMachineMigration};
@@ -206,6 +206,46 @@ async fn a_migration_is_cancelled_by_word_and_by_deletion() {
         (record.holder.as_str(), record.decision),
         (world.hosts["a"].as_str(), Decision::Aborted)
     );
+    world.end().await;
+}
+
+/// The record is armed, and the controller does not know it yet when the user thinks better of it: the record must not
+/// stay armed for a migration that nobody drives any more, for no other could begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_cancellation_that_crosses_the_arming_leaves_the_record_decided() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let api = world.api::<VirtualMachineMigration>();
+    world.answers.keep_back();
+    world.migrate("crossed", "web", &world.hosts["b"]).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !world.answers.any() {
+        assert!(Instant::now() < deadline, "the record is not written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let armed = world.record(&guest).await.unwrap().spec;
+    assert_eq!(armed.decision, Decision::None);
+    let uid = api.get("crossed").await.unwrap().uid();
+    assert_eq!(armed.migration.map(|armed| armed.uid), uid);
+
+    let cancel = Patch::Merge(json!({ "spec": { "cancel": true } }));
+    api.patch("crossed", &PatchParams::default(), &cancel)
+        .await
+        .unwrap();
+    // Time for a mistake: whoever knows better waits for the answer, and then it makes no difference when it comes.
+    let ended = world.until_phase("crossed", "Cancelled");
+    let early = tokio::time::timeout(Duration::from_secs(2), ended).await;
+    world.answers.release();
+    assert!(early.is_err(), "it has ended before it knew what it had written");
+    world.until_phase("crossed", "Cancelled").await;
+    assert_eq!(
+        world.record(&guest).await.unwrap().spec.decision,
+        Decision::Aborted
+    );
+
+    world.migrate("next", "web", &world.hosts["b"]).await;
+    world.until_phase("next", "Succeeded").await;
     world.end().await;
 }
 

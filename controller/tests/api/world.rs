@@ -21,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Fabric, Served};
+use crate::answers::Answers;
 use crate::authority::Authority;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -36,6 +37,7 @@ pub struct World {
     _fabric: Arc<Fabric>,
     authority: Authority,
     writes: Arc<AtomicUsize>,
+    pub answers: Answers,
     controller: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -69,6 +71,7 @@ impl World {
             _fabric: fabric.clone(),
             authority,
             writes: Arc::default(),
+            answers: Answers::new(),
             controller: None,
             _turn: turn,
             namespace,
@@ -122,8 +125,7 @@ impl World {
     }
 
     pub fn start_controller(&mut self) {
-        let writes = self.writes.clone();
-
+        let (writes, answers) = (self.writes.clone(), self.answers.clone());
         let tls = self.authority.controller();
         let namespace = self.namespace.clone();
         let stop = CancellationToken::new();
@@ -137,6 +139,7 @@ impl World {
             });
             let client = ClientBuilder::try_from(kube::Config::infer().await.unwrap())
                 .unwrap()
+                .with_layer(&answers)
                 .with_layer(&count);
             let client = client
                 .with_layer(&tower::util::MapResponseLayer::new(

@@ -65,6 +65,8 @@ pub struct Assignment {
 pub(super) enum Done {
     Order(Key, Role, Result<OrderAnswer, Fault>),
     Record(Key, Box<Result<GuestRecord, RecordError>>),
+    /// What a reading gave after a write that may have armed the record.
+    WhetherArmed(Box<Result<GuestRecord, RecordError>>),
 }
 
 /// What is known of a side besides its report.
@@ -215,6 +217,7 @@ pub async fn drive(
         if let Stand::Ended(outcome) = drive.driver.stand()
             && !drive.may_begin()
             && !drive.may_prepare()
+            && !drive.may_be_armed()
         {
             break Some(outcome);
         }
@@ -427,6 +430,9 @@ impl Drive {
             }
             if self.may_prepare() {
                 self.call_off_destination();
+            }
+            if self.may_be_armed() {
+                self.look_whether_armed();
             }
         }
         if self.start_by.is_some_and(|by| Instant::now() >= by) {

@@ -167,6 +167,28 @@ impl Drive {
         }
     }
 
+    /// Whether the record may be armed for this migration, for all that is known: a write is on its way, or its answer
+    /// was lost. Ended now, the migration would leave a record that nobody decides, and no other could begin.
+    pub(super) fn may_be_armed(&self) -> bool {
+        self.given.open(Key::Arm) && !self.armed()
+    }
+
+    /// Reads the record once a write that may have armed it is over. Armed, it is decided as any other.
+    pub(super) fn look_whether_armed(&mut self) {
+        let now = self.now();
+        if self.given.writing() || !self.given.give(Key::Arm, now) {
+            return;
+        }
+        let (cluster, terms) = (self.cluster.clone(), self.terms.clone());
+        self.spawn(async move {
+            let read = cluster.records.read(&terms.guest).await;
+            let record = read
+                .map_err(RecordError::from)
+                .and_then(|record| record.ok_or(RecordError::Missing));
+            Done::WhetherArmed(Box::new(record))
+        });
+    }
+
     pub(in crate::migration) fn order(&mut self, key: Key, role: Role, order: Order) {
         let Some(connection) = self.side(role).connection.clone() else {
             return;
@@ -235,6 +257,22 @@ impl Drive {
                 }
                 Err(error) => self.write_failed(key, error),
             },
+            Done::WhetherArmed(read) => {
+                self.given.failed(Key::Arm, now);
+                match *read {
+                    Ok(record) => {
+                        self.given.void(Key::Arm);
+                        self.record_read(record);
+                    }
+                    Err(RecordError::Missing) => {
+                        self.given.void(Key::Arm);
+                        self.record_missing = true;
+                    }
+                    Err(error @ (RecordError::Api(_) | RecordError::Refused(_) | RecordError::Contended)) => {
+                        tracing::debug!(migration = self.terms.migration, %error, "the record was not read");
+                    }
+                }
+            }
         }
     }
 
@@ -280,6 +318,7 @@ impl Drive {
         match error {
             RecordError::Missing => self.record_missing = true,
             RecordError::Refused(refused) if key == Key::Arm => {
+                self.given.void(Key::Arm);
                 let failed = failure::tell(Reason::AnotherMigrationActive, &format!("{refused}."));
                 self.refuse(Cause::HypervisorRefused, failed);
             }
