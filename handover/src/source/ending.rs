@@ -68,7 +68,13 @@ impl Source {
 
     pub(super) fn undo(&mut self, cause: Cause, undo: Undo) -> Out {
         match undo {
-            Undo::Nothing | Undo::RunsAlready => self.end_aborted(cause),
+            Undo::Nothing => self.end_aborted(cause),
+            // A pause that was ordered for the seal may still be on its way to the hypervisor: what comes after it lets
+            // the guest run again, and does nothing to one that runs.
+            Undo::RunsAlready => {
+                self.stage = Stage::Restoring { cause };
+                Step::one(SourceEffect::Restore(self.wanted))
+            }
             Undo::Stream | Undo::Switchover => {
                 // After a switchover too: a stream may still be trying to reach a destination that is gone.
                 self.stage = Stage::Undoing {

@@ -103,7 +103,7 @@ pub(crate) enum Undo {
     Stream,
     /// A switchover that the record says has come to nothing.
     Switchover,
-    /// Nothing: the guest already runs here.
+    /// The guest already runs here; but a pause may still be on its way to it.
     RunsAlready,
 }
 

@@ -9,6 +9,7 @@ use crate::migration::Migration;
 use crate::world::{Broken, World, terms};
 
 pub const ONE_COPY: &str = "I1 one copy";
+pub const SOMEBODY: &str = "I2 a guest with a valid image is not left standing";
 pub const NO_WAY_BACK: &str = "I3 no way back";
 pub const SUCCEEDED: &str = "I4 succeeded means moved";
 pub const RECORDED: &str = "I4 an ending stands in the record";
@@ -54,6 +55,7 @@ impl Model for Migration {
         vec![
             always(ONE_COPY, |_, w| !(w.source.running && w.destination.running)),
             always(NO_WAY_BACK, |_, w| !(w.executed && w.source.running)),
+            always(SOMEBODY, |m, w| w.somebody_runs() || m.moves(w)),
             always(SUCCEEDED, |_, w| {
                 outcomes(w).all(|outcome| match outcome {
                     Outcome::Succeeded { running } => {
@@ -135,6 +137,14 @@ impl World {
                 wait: Wait::Source | Wait::Destination | Wait::Record,
             } => !self.journals_are_good(),
         })
+    }
+
+    /// The guest runs somewhere, or wants to stand still, or nobody can know whether the source's image is the newest.
+    fn somebody_runs(&self) -> bool {
+        let (s, d) = (&self.source, &self.destination);
+        let runs = s.running || d.running || s.ended || s.paused;
+        let only_source = s.alive && !(d.alive && d.loaded);
+        runs || !only_source || self.destination_holds() || !self.journals_are_good()
     }
 
     /// No person is needed where the destination runs the guest.

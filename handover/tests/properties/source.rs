@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use crate::source_run::{self, BUDGET, Line, Run};
+use crate::source_run::{self, BUDGET, Line, Move, Run};
 use crate::words;
 
 /// What cannot be taken back once it was done.
@@ -28,6 +28,25 @@ fn lets_the_guest_run(effect: &SourceEffect) -> bool {
 
 fn is_read_reverted(line: &Line) -> bool {
     matches!(line, Line::Event(SourceEvent::RecordRead(Some(record))) if *record == words::reverted())
+}
+
+/// The hypervisor had let the guest run by itself, and an abort was ordered upon that. (Where the journal is broken it
+/// stands nowhere; but neither could Go.)
+fn runs_and_forbids_go(log: &[Line]) -> bool {
+    let mut runs = false;
+    log.iter().any(|line| match line {
+        Line::Event(event) => {
+            runs = matches!(
+                event,
+                SourceEvent::StreamFailed { running: true } | SourceEvent::GuestWants(Wanted::Run)
+            );
+            false
+        }
+        Line::Effect(SourceEffect::Journal(SourceEntry::AbortIntent {
+            switchover: false, ..
+        })) => runs,
+        Line::Effect(_) | Line::Written(_) | Line::Report(_) | Line::Restart => false,
+    })
 }
 
 fn sealed_in(report: SourceReport) -> bool {
@@ -141,7 +160,8 @@ proptest! {
         }
     }
 
-    /// Rule 1: from the switchover on the guest comes back only if it was refused, or by a record that was read.
+    /// Rule 1: from the switchover on the guest comes back only if it was refused, or by a record that was read; or it was
+    /// seen to run already, and Go is forbidden for ever.
     #[test]
     fn after_the_switchover_nobodys_word_brings_the_guest_back(run in source_run::run()) {
         for (effect, before, _) in orders(&run) {
@@ -150,7 +170,8 @@ proptest! {
             if let (true, Some(at)) = (lets_the_guest_run(effect), ordered) {
                 let since = &life[at..];
                 let refused = since.iter().any(|l| matches!(l, Line::Event(SourceEvent::SwitchOverRefused)));
-                prop_assert!(refused || since.iter().any(is_read_reverted), "{effect:?}");
+                let ran = matches!(effect, SourceEffect::Restore(_)) && runs_and_forbids_go(since);
+                prop_assert!(refused || ran || since.iter().any(is_read_reverted), "{effect:?}");
             }
         }
     }
@@ -343,6 +364,32 @@ fn anything() -> impl Strategy<Value = SourceEvent> {
             .prop_map(|r| SourceEvent::RecordRead(Some(r))),
         1 => Just(SourceEvent::Destroyed),
     ]
+}
+
+/// The pause for the seal may be carried out only after the hypervisor came to the switchover, failed there and let the
+/// guest run again: what is ordered after it lets it run once more.
+#[test]
+fn a_pause_that_comes_late_does_not_leave_the_guest_standing() {
+    let mut run = source_run::Run::new(Wanted::Run);
+    while !run.todo.contains(&SourceEffect::Pause) {
+        run.take(Move::Forward);
+    }
+    run.see(SourceEvent::BeforeSwitchover);
+    run.see(SourceEvent::StreamFailed { running: true });
+    assert!(run.todo.contains(&SourceEffect::Pause), "it is still on its way");
+    while !run.todo.is_empty() {
+        run.take(Move::Forward);
+    }
+    let effects: Vec<&SourceEffect> = orders(&run).map(|(effect, ..)| effect).collect();
+    let pause = effects.iter().position(|e| **e == SourceEffect::Pause);
+    let restore = effects
+        .iter()
+        .position(|e| **e == SourceEffect::Restore(Wanted::Run));
+    assert!(pause < restore && pause.is_some(), "{effects:?}");
+    assert!(
+        matches!(run.machine.report(), SourceReport::Aborted(_)),
+        "{effects:?}"
+    );
 }
 
 /// The lives above come far enough to be worth judging: each ending, and each restart that matters.
