@@ -21,6 +21,10 @@ test-all: ## Run all tests, and the long ones: the model with three faults, dead
 	@tests/run --long
 	@tests/deny
 
+.PHONY: model
+model: ## Check the handover's model with FAULTS=3 in one history (takes a while), and print how each mutant is caught
+	@GODWIT_MODEL_FAULTS=$(or $(FAULTS),3) cargo test -p godwit-handover --test model -- --nocapture --test-threads 1
+
 .PHONY: fuzz
 fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
 	@tests/tools/install system rust

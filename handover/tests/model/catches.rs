@@ -73,6 +73,7 @@ caught! {
     // Rule 4
     mutant_revert_after_cont_is_caught: RevertAfterCont, SourceDrives, NO_WAY_BACK, [DestinationHostReboots];
     mutant_absence_is_revert_is_caught: AbsenceIsRevert, ControllerDrives, ONE_COPY, [DestinationAgentCrash];
+    mutant_revert_not_written_is_caught: RevertNotWritten, SourceDrives, SOMEBODY, [DestinationProcessDies];
     // Rule 5
     mutant_host_lost_unfenced_is_caught: HostLostUnfenced, ControllerDrives, ONE_COPY, [DestinationAgentCrash];
     // Rule 6

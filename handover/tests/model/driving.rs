@@ -115,7 +115,7 @@ impl Seat {
 
 impl World {
     /// A driver that comes to be now, and the version of the record that it reads first.
-    pub fn new_driver(&mut self, record: Option<Record>) {
+    pub fn new_driver(&mut self, record: Option<Shared<Record>>) {
         self.drivers.push(Seat {
             driver: Shared::new(Driver::new(terms())),
             known: None,
@@ -131,19 +131,17 @@ impl World {
     }
 
     pub fn read_record(&mut self, which: usize) {
-        let record = (*self.record).clone();
+        let record = self.record.clone();
         self.tell_record(which, record);
     }
 
     /// The driver learns what the record says.
-    pub fn tell_record(&mut self, which: usize, record: Record) {
+    pub fn tell_record(&mut self, which: usize, record: Shared<Record>) {
         let view = record.view();
         let Some(seat) = self.drivers.get_mut(which) else {
             return;
         };
-        if seat.known.as_deref() != Some(&record) {
-            seat.known = Some(Shared::new(record));
-        }
+        seat.known = Some(record);
         self.feed_driver(which, DriverEvent::Record(view));
     }
 
@@ -199,10 +197,8 @@ impl World {
             return;
         };
         let Some(wish) = seat.wish(flow) else { return };
-        if let Some(record) = self.write_record(wish, manner, seat.known.as_ref())
-            && answered
-        {
-            self.tell_record(which, record);
+        if self.write_record(wish, manner, seat.known.as_ref()) && answered {
+            self.read_record(which);
         }
     }
 

@@ -11,6 +11,7 @@ use crate::driving::{Flow, Order, Seat};
 use crate::migration::Migration;
 use crate::mutants::Mutant;
 use crate::record::Manner;
+use crate::shared::Shared;
 use crate::work::connect;
 use crate::world::{World, terms};
 
@@ -81,7 +82,7 @@ impl Migration {
                 faults.push(Fault::UserPauses);
             }
         }
-        if process.paused && moving && process.alive {
+        if process.paused && !process.running && !process.ended && moving && process.alive {
             faults.push(Fault::UserResumes);
         }
     }
@@ -132,8 +133,8 @@ impl Migration {
                 w.destination_agent.crash();
             }
             Fault::DriverRestart | Fault::DriverRestartOnOldRecord => {
-                let old =
-                    (fault == Fault::DriverRestartOnOldRecord).then(|| w.record.before_decision(&terms()));
+                let old = (fault == Fault::DriverRestartOnOldRecord)
+                    .then(|| Shared::new(w.record.before_decision(&terms())));
                 let others = w.drivers.split_off(1);
                 w.drivers.clear();
                 w.new_driver(old);
@@ -198,7 +199,6 @@ impl Migration {
             }
             Fault::UserResumes => {
                 w.source.running = true;
-                w.source.paused = false;
             }
             Fault::Cancel => {
                 w.cancelled = true;

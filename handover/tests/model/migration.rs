@@ -3,7 +3,7 @@
 use godwit_handover::{DestinationEvent, SourceEvent, SourceReport, StreamFact, Wanted};
 
 use crate::action::{Action, Fault};
-use crate::driving::Flow;
+use crate::driving::{Flow, Seat};
 use crate::mutants::Mutant;
 use crate::world::World;
 
@@ -51,7 +51,7 @@ impl Migration {
             actions.push(Action::PathProvenAgain);
         }
         see_source(self, w, actions);
-        see_destination(self, w, actions);
+        see_destination(w, actions);
         hypervisors(w, actions);
         if w.faults_left > 0 {
             let mut faults = vec![];
@@ -87,6 +87,13 @@ impl Migration {
     }
 }
 
+impl World {
+    /// A driver that is away, or has ended, is silent; it takes no fault more.
+    fn nobody_drives(&self) -> bool {
+        self.drivers.iter().all(Seat::ended)
+    }
+}
+
 fn see_source(model: &Migration, w: &World, actions: &mut Vec<Action>) {
     let Some(report) = w.source_report() else { return };
     let mut source = |event| actions.push(Action::SeeSource(event));
@@ -118,9 +125,12 @@ fn see_source(model: &Migration, w: &World, actions: &mut Vec<Action>) {
     if w.source.ended {
         source(SourceEvent::GuestEnded);
     }
+    if w.nobody_drives() {
+        source(SourceEvent::DriverSilent);
+    }
 }
 
-fn see_destination(model: &Migration, w: &World, actions: &mut Vec<Action>) {
+fn see_destination(w: &World, actions: &mut Vec<Action>) {
     if w.destination_agent.machine.is_none() {
         return;
     }
@@ -144,8 +154,7 @@ fn see_destination(model: &Migration, w: &World, actions: &mut Vec<Action>) {
     if d.alive && !d.connected && given_up && w.source_agent.up {
         destination(DestinationEvent::NobodyConnected);
     }
-    // A driver that is away is silent; it takes no fault more.
-    if model.flow == Flow::SourceDrives && !w.source_agent.up {
+    if w.nobody_drives() {
         destination(DestinationEvent::DriverSilent);
     }
 }

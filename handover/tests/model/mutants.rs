@@ -39,6 +39,8 @@ pub enum Mutant {
     RevertAfterCont,
     /// Rule 4: an agent that does not answer is taken for one that has given its copy up.
     AbsenceIsRevert,
+    /// Rule 4: that the destination's copy is gone and never ran is not written into the record.
+    RevertNotWritten,
     /// Rule 5: a destination host that was lost after Go is declared dead without having been fenced.
     HostLostUnfenced,
     /// Rule 6: the record is advanced on the source's Go instead of the destination's report.

@@ -18,7 +18,7 @@ pub struct SourceProcess {
     pub holds_disks: bool,
     /// The guest powered off or panicked: nobody may let it run again.
     pub ended: bool,
-    /// A user has paused it.
+    /// A user has paused it once. Whether he has let it run again may be seen too late.
     pub paused: bool,
     pub destroyed_by_us: bool,
 }

@@ -1,6 +1,6 @@
 //! What must hold in every world, and where a world may come to rest.
 
-use godwit_handover::{Outcome, Stand, Wait};
+use godwit_handover::{Outcome, SourceReport, Stand, Wait};
 use stateright::{Expectation, Model, Property};
 
 use crate::action::Action;
@@ -143,8 +143,18 @@ impl World {
     fn somebody_runs(&self) -> bool {
         let (s, d) = (&self.source, &self.destination);
         let runs = s.running || d.running || s.ended || s.paused;
-        let only_source = s.alive && !(d.alive && d.loaded);
-        runs || !only_source || self.destination_holds() || !self.journals_are_good()
+        let both = s.alive && d.alive && d.loaded;
+        let source_only = s.alive && !both;
+        let destination_only = !s.alive && d.alive && d.loaded && !self.stale;
+        let in_doubt = both
+            && matches!(
+                self.source_report(),
+                Some(SourceReport::InDoubt { sealed: false, .. })
+            );
+        runs || in_doubt
+            || !(both || source_only || destination_only)
+            || self.destination_holds()
+            || !self.journals_are_good()
     }
 
     /// No person is needed where the destination runs the guest.

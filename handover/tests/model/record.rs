@@ -32,11 +32,15 @@ pub enum Manner {
 }
 
 /// What became of it.
-pub struct Outcome {
-    /// The record as the writer then knows it; `None`: refused.
-    pub record: Option<Record>,
-    /// The change is none that the record's rules allow.
-    pub against_rules: bool,
+pub enum Outcome {
+    /// The writer takes it to be there already.
+    Already,
+    Refused,
+    Written {
+        record: Record,
+        /// The change is none that the record's rules allow.
+        against_rules: bool,
+    },
 }
 
 fn attempt(terms: &Terms) -> Attempt {
@@ -123,8 +127,8 @@ impl Record {
         }
     }
 
-    /// A party of the migration writes. `known` is what it has read before.
-    pub fn write(&mut self, terms: &Terms, wish: Wish, manner: Manner, known: Option<&Self>) -> Outcome {
+    /// What follows where a party of the migration writes. `known` is what it has read before.
+    pub fn write(&self, terms: &Terms, wish: Wish, manner: Manner, known: Option<&Self>) -> Outcome {
         let mut attempt = attempt(terms);
         if let (Manner::AnyMigration, Some(armed)) = (manner, &self.0.migration) {
             attempt.migration.clone_from(&armed.uid);
@@ -134,26 +138,16 @@ impl Record {
             (Manner::Swap | Manner::Patch | Manner::AnyMigration, _) => self,
         };
         let spec = match base.change(wish, &attempt) {
-            Change::Already => {
-                return Outcome {
-                    record: Some(base.clone()),
-                    against_rules: false,
-                };
-            }
-            Change::Refuse(_) => {
-                return Outcome {
-                    record: None,
-                    against_rules: false,
-                };
-            }
+            Change::Already => return Outcome::Already,
+            Change::Refuse(_) => return Outcome::Refused,
             Change::Write(spec) => *spec,
         };
         let foreign = self.0.migration.is_some() && !self.is_for(terms) && wish != Wish::Arm;
         let against_rules = foreign || !allowed(&self.0, &spec);
-        self.0 = spec;
-        self.forget_words();
-        Outcome {
-            record: Some(self.clone()),
+        let mut record = Self(spec);
+        record.forget_words();
+        Outcome::Written {
+            record,
             against_rules,
         }
     }

@@ -37,7 +37,9 @@ impl Migration {
             Action::DriverWrites(which) => w.driver_writes(self.flow, *which, self.manner(), true),
             Action::DriverReads(which) => w.read_record(*which),
             Action::DestinationWrites => {
-                if let Some(wish) = w.destinations_wish() {
+                if let Some(wish) = w.destinations_wish()
+                    && !self.is(Mutant::RevertNotWritten)
+                {
                     w.write_record(wish, self.manner(), None);
                 }
             }

@@ -6,7 +6,7 @@ use godwit_handover::{Channel, Gates, Pass, SourceReport, Terms, Token};
 use crate::agents::{DestinationAgent, SourceAgent};
 use crate::driving::{Flow, Network, Seat};
 use crate::processes::{DestinationProcess, SourceProcess};
-use crate::record::{Manner, Record, Wish};
+use crate::record::{Manner, Outcome, Record, Wish};
 use crate::shared::Shared;
 
 pub const GATES: Gates = Gates {
@@ -116,21 +116,22 @@ impl World {
         self.broken = self.broken.or(Some(rule));
     }
 
-    /// Changes the record; gives it as the writer then knows it, unless it was refused.
-    pub fn write_record(
-        &mut self,
-        wish: Wish,
-        manner: Manner,
-        known: Option<&Shared<Record>>,
-    ) -> Option<Record> {
-        let mut record = self.record.clone();
-        let outcome = record.write(&terms(), wish, manner, known.map(|known| &**known));
-        if record != self.record {
-            self.record = record;
+    /// Changes the record; whether its writer then knows what it says, which it does not where it was refused.
+    pub fn write_record(&mut self, wish: Wish, manner: Manner, known: Option<&Shared<Record>>) -> bool {
+        let known = known.map(|known| &**known);
+        match self.record.write(&terms(), wish, manner, known) {
+            Outcome::Already => true,
+            Outcome::Refused => false,
+            Outcome::Written {
+                record,
+                against_rules,
+            } => {
+                self.record = Shared::new(record);
+                if against_rules {
+                    self.breaks(Broken::RecordRules);
+                }
+                true
+            }
         }
-        if outcome.against_rules {
-            self.breaks(Broken::RecordRules);
-        }
-        outcome.record
     }
 }
