@@ -62,7 +62,9 @@ fn programs() -> anyhow::Result<Programs> {
     let (Some(daemon), Some(virsh)) = (find("libvirtd"), find("virsh")) else {
         bail!("libvirt is not there (no libvirtd, or no virsh): {INSTALL}");
     };
-    let missing = daemon::COVERED.iter().find(|path| !Path::new(path).is_dir());
+    // The last one comes with the driver for QEMU, whose own place differs from distribution to distribution.
+    let mut needed = daemon::COVERED.into_iter().chain(["/var/lib/libvirt/qemu"]);
+    let missing = needed.find(|path| !Path::new(path).is_dir());
     if let Some(missing) = missing {
         bail!("libvirt is not all there (no {missing}): {INSTALL}");
     }
