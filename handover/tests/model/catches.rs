@@ -82,6 +82,7 @@ caught! {
     // Rule 7
     mutant_lost_reply_is_written_is_caught: LostReplyIsWritten, ControllerDrives, RECORDED,
         [LaunchFails, RecordWriteUnanswered];
+    mutant_ends_unanswered_is_caught: EndsUnanswered, ControllerDrives, RECORDED, [Cancel, RecordWriteUnanswered];
     // Rule 8
     mutant_path_not_watched_is_caught: PathNotWatched, ControllerDrives, PATH, [PathLost];
     // The record

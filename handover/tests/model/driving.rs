@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use godwit_handover::{
-    Cause, DestinationEvent, DestinationReport, Driver, DriverEffect, DriverEvent, Go, RecordView, SideView,
-    SourceEvent, Stand,
+    Cause, DestinationEvent, DestinationReport, Driver, DriverEffect, DriverEvent, Go, Outcome, RecordView,
+    SideView, SourceEvent, Stand,
 };
 
 use crate::record::{Manner, Record, Wish};
@@ -27,6 +27,8 @@ pub enum Flow {
 pub struct Seat {
     pub driver: Shared<Driver>,
     pub known: Option<Shared<Record>>,
+    /// A write was sent and not answered: what the record says is not known, and nobody ends before it is.
+    pub unanswered: bool,
 }
 
 /// Why somebody gave up is for people and decides nothing: orders and reports carry one cause for all.
@@ -91,8 +93,15 @@ impl Seat {
         (flow == Flow::ControllerDrives || !others).then_some(wish)
     }
 
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.driver.stand() {
+            Stand::Ended(outcome) if !self.unanswered => Some(outcome),
+            Stand::Ended(_) | Stand::Waiting { .. } => None,
+        }
+    }
+
     pub fn ended(&self) -> bool {
-        matches!(self.driver.stand(), Stand::Ended(_))
+        self.outcome().is_some()
     }
 
     /// Whether this report is news.
@@ -119,6 +128,7 @@ impl World {
         self.drivers.push(Seat {
             driver: Shared::new(Driver::new(terms())),
             known: None,
+            unanswered: false,
         });
         let which = self.drivers.len() - 1;
         if self.cancelled {
@@ -142,6 +152,7 @@ impl World {
             return;
         };
         seat.known = Some(record);
+        seat.unanswered = false;
         self.feed_driver(which, DriverEvent::Record(view));
     }
 
@@ -197,8 +208,11 @@ impl World {
             return;
         };
         let Some(wish) = seat.wish(flow) else { return };
-        if self.write_record(wish, manner, seat.known.as_ref()) && answered {
+        let done = self.write_record(wish, manner, seat.known.as_ref());
+        if done && answered {
             self.read_record(which);
+        } else if !answered && let Some(seat) = self.drivers.get_mut(which) {
+            seat.unanswered = true;
         }
     }
 

@@ -277,6 +277,11 @@ impl Migration {
             w.tell_view(which, imagined.record.view());
         } else {
             w.driver_writes(self.flow, which, Manner::Swap, false);
+            if self.is(Mutant::EndsUnanswered)
+                && let Some(seat) = w.drivers.get_mut(which)
+            {
+                seat.unanswered = false;
+            }
         }
     }
 }

@@ -49,6 +49,8 @@ pub enum Mutant {
     DestroyWhileNamed,
     /// Rule 7: a write whose answer was lost is taken for done.
     LostReplyIsWritten,
+    /// Rule 7: a driver ends while the answer to its write is outstanding.
+    EndsUnanswered,
     /// Rule 8: that the path is not proved any more is not told to the source.
     PathNotWatched,
     /// The record is written as it follows from what was read once: no compare-and-swap.

@@ -5,6 +5,7 @@ use stateright::{Expectation, Model, Property};
 
 use crate::action::Action;
 use crate::agents::Pen;
+use crate::driving::Seat;
 use crate::migration::Migration;
 use crate::world::{Broken, World, terms};
 
@@ -86,15 +87,11 @@ impl Model for Migration {
 }
 
 fn outcomes(w: &World) -> impl Iterator<Item = Outcome> {
-    w.drivers.iter().filter_map(|seat| match seat.driver.stand() {
-        Stand::Ended(outcome) => Some(outcome),
-        Stand::Waiting { .. } => None,
-    })
+    w.drivers.iter().filter_map(Seat::outcome)
 }
 
 /// Whoever reads the record learns of the same ending. One that the guest's next migration has replaced was read
-/// before; and where nothing was begun it may never have been armed, or have been without the driver's knowledge: the
-/// core ends then, and whoever runs it has to wait for the answer of what it wrote.
+/// before; and where nothing was begun it may never have been armed.
 fn recorded(w: &World, outcome: Outcome) -> bool {
     let record = w.record.view();
     if !w.record.is_for(&terms()) {
@@ -102,7 +99,7 @@ fn recorded(w: &World, outcome: Outcome) -> bool {
     }
     match outcome {
         Outcome::Succeeded { .. } => record.advanced_for(&terms()),
-        Outcome::Aborted(_) => record.reverted_for(&terms()) || w.network.orders.is_empty(),
+        Outcome::Aborted(_) => record.reverted_for(&terms()),
         Outcome::GuestLost(_) => record.advanced_for(&terms()) || record.reverted_for(&terms()),
     }
 }

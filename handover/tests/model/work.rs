@@ -294,12 +294,16 @@ impl Migration {
     }
 }
 
+/// A stream that has ended cannot be cancelled; where it failed, the hypervisor may be about to let the guest run.
 fn cancel_stream(w: &mut World) {
     let s = &mut w.source;
-    let restarts = matches!(s.stream, StreamFact::BeforeSwitchover) && s.noted_running && !s.ended;
+    if !s.streams() {
+        return;
+    }
+    let restarts = s.stream != StreamFact::Active && s.noted_running && !s.ended;
     s.stream = StreamFact::Cancelled;
-    s.restart_due = false;
-    if restarts && s.alive {
+    s.holds_disks = true;
+    if restarts {
         w.run_source();
     }
 }
