@@ -5,6 +5,7 @@ use godwit_handover::{Decision, RecordView, Terms};
 
 use crate::guest_record::{Decision as Written, GuestRecordSpec, GuestReference};
 use crate::record_change::{self, Attempt, Change};
+use crate::shared::Shared;
 
 /// The migration that comes after the one of the model.
 const NEXT: &str = "n";
@@ -37,7 +38,7 @@ pub enum Outcome {
     Already,
     Refused,
     Written {
-        record: Record,
+        record: Shared<Record>,
         /// The change is none that the record's rules allow.
         against_rules: bool,
     },
@@ -147,7 +148,7 @@ impl Record {
         let mut record = Self(spec);
         record.forget_words();
         Outcome::Written {
-            record,
+            record: Shared::new(record),
             against_rules,
         }
     }

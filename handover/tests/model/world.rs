@@ -126,7 +126,7 @@ impl World {
                 record,
                 against_rules,
             } => {
-                self.record = Shared::new(record);
+                self.record = record;
                 if against_rules {
                     self.breaks(Broken::RecordRules);
                 }
