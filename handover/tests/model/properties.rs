@@ -65,7 +65,11 @@ impl Model for Migration {
                     Outcome::Aborted(_) | Outcome::GuestLost(_) => true,
                 })
             }),
-            always(RECORDED, |_, w| outcomes(w).all(|outcome| recorded(w, outcome))),
+            always(RECORDED, |_, w| {
+                // Of two leaders the one that knew of nothing yet may end before the other.
+                let led = w.drivers.iter().any(|seat| !seat.ended());
+                outcomes(w).all(|outcome| led || recorded(w, outcome))
+            }),
             always(ONE_DESTINATION, |_, w| w.destination.launches <= 1),
             always(REST, |m, w| w.ends_or_waits() || m.moves(w)),
             always(SETTLED, |m, w| w.is_settled() || m.moves(w)),
