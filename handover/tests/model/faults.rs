@@ -106,10 +106,11 @@ impl Migration {
         }
     }
 
-    /// What a fault costs of the budget. Two drivers at once multiply the worlds as two faults do.
+    /// What a fault costs of the budget. Two drivers at once multiply the worlds beyond what can be visited, and come
+    /// alone.
     pub fn cost(&self, fault: Fault) -> u8 {
         if fault == Fault::SecondDriver {
-            self.faults.min(2)
+            self.faults
         } else {
             1
         }
