@@ -201,7 +201,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let drivers = Drivers::new(
         migrations.clone(),
         Arc::new(RecordWriter::new(client.clone(), &config.host)),
-        ClientTls::new(credentials.clone()),
+        Arc::new(ClientTls::new(credentials.clone())),
         &config.state_directory,
     );
     drivers.recover().await.context("go on driving")?;

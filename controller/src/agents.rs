@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use godwit_protocol::{AgentClient, ClientTls, Fault};
+use godwit_protocol::{AgentClient, Dial, Fault};
 
 /// A connection, and which one it is: a caller that found it dead drops exactly that one.
 #[derive(Clone, Debug)]
@@ -22,15 +22,15 @@ struct Slot {
 
 /// The connections.
 pub struct Agents {
-    tls: ClientTls,
+    dial: Arc<dyn Dial>,
     slots: Mutex<HashMap<String, Arc<Slot>>>,
 }
 
 impl Agents {
     /// None is made yet.
-    pub fn new(tls: ClientTls) -> Self {
+    pub fn new(dial: Arc<dyn Dial>) -> Self {
         Self {
-            tls,
+            dial,
             slots: Mutex::default(),
         }
     }
@@ -38,7 +38,7 @@ impl Agents {
     /// A connection to the agent of `host`, the one at hand if it leads to `endpoint`.
     ///
     /// # Errors
-    /// What [`AgentClient::connect`] says.
+    /// What [`Dial::dial`] says.
     pub async fn connect(&self, host: &str, endpoint: &str) -> Result<Connection, Fault> {
         let slot = self.slot(host);
         let mut held = slot.connection.lock().await;
@@ -49,7 +49,7 @@ impl Agents {
         {
             return Ok(connection.clone());
         }
-        let client = AgentClient::connect(endpoint, host, &self.tls).await?;
+        let client = self.dial.dial(endpoint, host).await?;
         held.0 += 1;
         let connection = Connection {
             client,

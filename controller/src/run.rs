@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_identity::{OpenError, Request, Source};
-use godwit_protocol::{ClientTls, PeerIdentity, TlsFiles};
+use godwit_protocol::{ClientTls, Dial, PeerIdentity, TlsFiles};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -86,7 +86,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let stop = shutdown.child_token();
     let work = tokio::spawn(work(
         client,
-        tls,
+        Arc::new(tls),
         me,
         config.namespace,
         Duration::from_secs(config.peer_silence),
@@ -124,10 +124,10 @@ fn source(config: &Config, client: &Client) -> Option<Source> {
     }))
 }
 
-/// Runs everything that a leader runs, until `stop`.
+/// Runs everything that a leader runs, until `stop`. `dial` reaches the agents.
 pub async fn work(
     client: Client,
-    tls: ClientTls,
+    dial: Arc<dyn Dial>,
     me: String,
     namespace: String,
     peer_silence: Duration,
@@ -143,7 +143,7 @@ pub async fn work(
     let cluster = Arc::new(Cluster::new(
         client.clone(),
         Records::new(client.clone(), me),
-        Agents::new(tls),
+        Agents::new(dial),
         tickets.clone(),
         peer_silence,
         guests.store(),

@@ -1,8 +1,12 @@
 //! A driver's way to an agent: one connection, Hello first, then typed calls, each with a deadline.
+//!
+//! [`Dial`] is how an agent is reached, [`Calls`] what goes over one connection: over the network both are gRPC on mutual
+//! TLS; a simulation has its own.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_stream::Stream;
 use tonic::codegen::{InterceptedService, Service, http};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use tonic::{Response, Status, Streaming, async_trait};
 
 use crate::clock::Sample;
 use crate::convert::Malformed;
@@ -45,7 +49,57 @@ const LONGEST_BOOT_ID: usize = 64;
 /// How long a ping may stay unanswered.
 const PING_ANSWER: Duration = Duration::from_secs(5);
 
-type Calls = wire::agent_client::AgentClient<InterceptedService<Channel, Tag>>;
+/// How agents are reached.
+#[async_trait]
+pub trait Dial: Send + Sync {
+    /// A connection to the agent at `host:port`, of which it is proved that it is the expected host's.
+    ///
+    /// # Errors
+    /// As [`AgentClient::connect`].
+    async fn dial(&self, endpoint: &str, expected_host: &str) -> Result<AgentClient, Fault>;
+}
+
+#[async_trait]
+impl Dial for ClientTls {
+    async fn dial(&self, endpoint: &str, expected_host: &str) -> Result<AgentClient, Fault> {
+        AgentClient::connect(endpoint, expected_host, self).await
+    }
+}
+
+/// What goes over one connection to an agent, without the deadlines, which are [`AgentClient`]'s.
+#[async_trait]
+pub trait Calls: std::fmt::Debug + Send + Sync {
+    /// Starts a guest.
+    async fn start_guest(&self, order: &StartGuest) -> Result<GuestAnswer, Fault>;
+    /// Stops a guest.
+    async fn stop_guest(&self, guest: &GuestName, epoch: u64) -> Result<(), Fault>;
+    /// Gives an order about a migration.
+    async fn order(&self, terms: &Terms, order: &Order) -> Result<OrderAnswer, Fault>;
+    /// Follows the host's side of a migration.
+    async fn watch_migration(&self, migration: &str) -> Result<Watched, Fault>;
+    /// Says that the driver lives; answered with the host's clock, in microseconds of Unix time.
+    async fn keep_alive(&self, terms: &Terms, path_proven: bool, silence: Duration) -> Result<i64, Fault>;
+}
+
+/// What a watch brings.
+pub type Watched = Pin<Box<dyn Stream<Item = Result<Update, Fault>> + Send>>;
+
+/// The calls as gRPC.
+#[derive(Clone, Debug)]
+struct Grpc(wire::agent_client::AgentClient<InterceptedService<Channel, Tag>>);
+
+/// Whom a connection leads to, as Hello said it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// The host's name.
+    pub host: String,
+    /// Its boot id.
+    pub boot_id: String,
+    /// The agent's program and version.
+    pub program: String,
+    /// The protocol version that was settled.
+    pub version: u32,
+}
 
 /// A connection to one agent. Cheap to clone; all clones share the connection.
 ///
@@ -53,8 +107,8 @@ type Calls = wire::agent_client::AgentClient<InterceptedService<Channel, Tag>>;
 /// must be settled anew (the agent may have been replaced meanwhile).
 #[derive(Clone, Debug)]
 pub struct AgentClient {
-    calls: Calls,
-    hello: wire::HelloReply,
+    calls: Arc<dyn Calls>,
+    hello: Greeting,
 }
 
 /// The answer to a keepalive.
@@ -129,10 +183,25 @@ impl AgentClient {
                 hello.host
             )));
         }
-        let calls = Calls::new(InterceptedService::new(channel, Tag::new(hello.version)))
+        let tagged = InterceptedService::new(channel, Tag::new(hello.version));
+        let calls = wire::agent_client::AgentClient::new(tagged)
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
-        Ok(Self { calls, hello })
+        let greeting = Greeting {
+            host: hello.host,
+            boot_id: hello.boot_id,
+            program: hello.program,
+            version: hello.version,
+        };
+        Ok(Self::over(greeting, Arc::new(Grpc(calls))))
+    }
+
+    /// The calls of a connection that has been made and greeted.
+    pub fn over(greeting: Greeting, calls: Arc<dyn Calls>) -> Self {
+        Self {
+            calls,
+            hello: greeting,
+        }
     }
 
     /// The host's name.
@@ -160,15 +229,8 @@ impl AgentClient {
     /// # Errors
     /// The agent's fault, or Unavailable after 30 s: the guest may then run or not.
     pub async fn start_guest(&self, order: &StartGuest) -> Result<GuestAnswer, Fault> {
-        let mut calls = self.calls.clone();
-        let reply = self
-            .answered(
-                "StartGuest",
-                GUEST_WITHIN,
-                calls.start_guest(wire::StartGuestRequest::from(order)),
-            )
-            .await?;
-        self.believe(reply.try_into())
+        self.answered("StartGuest", GUEST_WITHIN, self.calls.start_guest(order))
+            .await
     }
 
     /// Stops a guest and has the host forget it. Idempotent.
@@ -176,15 +238,8 @@ impl AgentClient {
     /// # Errors
     /// The agent's fault, or Unavailable after 30 s: the guest may then run or not.
     pub async fn stop_guest(&self, guest: &GuestName, epoch: u64) -> Result<(), Fault> {
-        let mut calls = self.calls.clone();
-        let request = wire::StopGuestRequest {
-            guest: Some(guest.into()),
-            epoch,
-        };
-        let wire::StopGuestReply {} = self
-            .answered("StopGuest", GUEST_WITHIN, calls.stop_guest(request))
-            .await?;
-        Ok(())
+        self.answered("StopGuest", GUEST_WITHIN, self.calls.stop_guest(guest, epoch))
+            .await
     }
 
     /// Gives an order about a migration. Idempotent by the migration's UID.
@@ -192,11 +247,8 @@ impl AgentClient {
     /// # Errors
     /// The agent's fault, or Unavailable after 5 s: the order may then have been taken or not.
     pub async fn order(&self, terms: &Terms, order: &Order) -> Result<OrderAnswer, Fault> {
-        let mut calls = self.calls.clone();
-        let reply = self
-            .answered(order.name(), ANSWER_WITHIN, calls.order(order.to_request(terms)))
-            .await?;
-        self.believe(order.read_reply(reply))
+        self.answered(order.name(), ANSWER_WITHIN, self.calls.order(terms, order))
+            .await
     }
 
     /// Follows the host's side of a migration: its whole state at once and again at each change.
@@ -204,12 +256,12 @@ impl AgentClient {
     /// # Errors
     /// The agent's fault, or Unavailable after 5 s.
     pub async fn watch_migration(&self, migration: &str) -> Result<Updates, Fault> {
-        let mut calls = self.calls.clone();
-        let request = wire::WatchMigrationRequest {
-            migration: migration.to_owned(),
-        };
         let updates = self
-            .answered("WatchMigration", ANSWER_WITHIN, calls.watch_migration(request))
+            .answered(
+                "WatchMigration",
+                ANSWER_WITHIN,
+                self.calls.watch_migration(migration),
+            )
             .await?;
         Ok(Updates {
             updates,
@@ -228,21 +280,14 @@ impl AgentClient {
         path_proven: bool,
         silence: Duration,
     ) -> Result<KeepAlive, Fault> {
-        let mut calls = self.calls.clone();
-        let request = wire::KeepAliveRequest {
-            terms: Some(terms.into()),
-            path_proven,
-            silence_millis: u32::try_from(silence.as_millis()).unwrap_or(u32::MAX),
-        };
         let sent_micros = unix_micros();
         let started = Instant::now();
-        let reply = self
-            .answered("KeepAlive", ANSWER_WITHIN, calls.keep_alive(request))
-            .await?;
+        let kept_alive = self.calls.keep_alive(terms, path_proven, silence);
+        let remote_micros = self.answered("KeepAlive", ANSWER_WITHIN, kept_alive).await?;
         let round_trip = started.elapsed();
         let sample = Sample {
             sent_micros,
-            remote_micros: reply.clock_micros,
+            remote_micros,
             received_micros: unix_micros(),
         };
         Ok(KeepAlive { sample, round_trip })
@@ -253,14 +298,11 @@ impl AgentClient {
         &self,
         call: &str,
         within: Duration,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
+        answer: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         match timeout(within, answer).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(about(
-                status.into(),
-                &format!("{call} at host {}", self.hello.host),
-            )),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(fault)) => Err(about(fault, &format!("{call} at host {}", self.hello.host))),
             Err(_) => Err(Fault::unreachable(format!(
                 "{call} at host {}: no answer within {} s",
                 self.hello.host,
@@ -268,17 +310,86 @@ impl AgentClient {
             ))),
         }
     }
+}
 
-    fn believe<T>(&self, read: Result<T, Malformed>) -> Result<T, Fault> {
-        read.map_err(|malformed| about(malformed.into(), &format!("Answer of host {}", self.hello.host)))
+#[async_trait]
+impl Calls for Grpc {
+    async fn start_guest(&self, order: &StartGuest) -> Result<GuestAnswer, Fault> {
+        let request = wire::StartGuestRequest::from(order);
+        let reply = said(self.0.clone().start_guest(request).await)?;
+        believe(reply.try_into())
+    }
+
+    async fn stop_guest(&self, guest: &GuestName, epoch: u64) -> Result<(), Fault> {
+        let request = wire::StopGuestRequest {
+            guest: Some(guest.into()),
+            epoch,
+        };
+        let wire::StopGuestReply {} = said(self.0.clone().stop_guest(request).await)?;
+        Ok(())
+    }
+
+    async fn order(&self, terms: &Terms, order: &Order) -> Result<OrderAnswer, Fault> {
+        let reply = said(self.0.clone().order(order.to_request(terms)).await)?;
+        believe(order.read_reply(reply))
+    }
+
+    async fn watch_migration(&self, migration: &str) -> Result<Watched, Fault> {
+        let request = wire::WatchMigrationRequest {
+            migration: migration.to_owned(),
+        };
+        let updates = said(self.0.clone().watch_migration(request).await)?;
+        Ok(Box::pin(Read(updates)))
+    }
+
+    async fn keep_alive(&self, terms: &Terms, path_proven: bool, silence: Duration) -> Result<i64, Fault> {
+        let request = wire::KeepAliveRequest {
+            terms: Some(terms.into()),
+            path_proven,
+            silence_millis: u32::try_from(silence.as_millis()).unwrap_or(u32::MAX),
+        };
+        let reply = said(self.0.clone().keep_alive(request).await)?;
+        Ok(reply.clock_micros)
+    }
+}
+
+fn said<T>(answer: Result<Response<T>, Status>) -> Result<T, Fault> {
+    answer.map(Response::into_inner).map_err(Fault::from)
+}
+
+fn believe<T>(read: Result<T, Malformed>) -> Result<T, Fault> {
+    read.map_err(|malformed| about(malformed.into(), "Its answer"))
+}
+
+/// Updates as they come, read field by field.
+struct Read(Streaming<wire::MigrationUpdate>);
+
+impl Stream for Read {
+    type Item = Result<Update, Fault>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.0).poll_next(context).map(|next| {
+            next.map(|update| {
+                update
+                    .map_err(Fault::from)
+                    .and_then(|update| Update::try_from(update).map_err(Fault::from))
+            })
+        })
     }
 }
 
 /// What a host tells about its side of a migration, as it changes.
-#[derive(Debug)]
 pub struct Updates {
-    updates: Streaming<wire::MigrationUpdate>,
+    updates: Watched,
     host: String,
+}
+
+impl std::fmt::Debug for Updates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Updates")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Updates {
@@ -292,13 +403,8 @@ impl Stream for Updates {
     type Item = Result<Update, Fault>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.updates).poll_next(context).map(|next| {
-            next.map(|update| {
-                update
-                    .map_err(Fault::from)
-                    .and_then(|update| Update::try_from(update).map_err(Fault::from))
-                    .map_err(|fault| about(fault, &format!("Watch at host {}", self.host)))
-            })
+        self.updates.as_mut().poll_next(context).map(|next| {
+            next.map(|update| update.map_err(|fault| about(fault, &format!("Watch at host {}", self.host))))
         })
     }
 }

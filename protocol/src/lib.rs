@@ -40,7 +40,7 @@ pub mod wire {
     tonic::include_proto!("godwit.agent.v1");
 }
 
-pub use client::{AgentClient, KeepAlive, Updates};
+pub use client::{AgentClient, Calls, Dial, Greeting, KeepAlive, Updates, Watched};
 pub use convert::Malformed;
 pub use drive::{Drive, Driving, GaveUp, OtherSide, Told};
 pub use error::{Category, Fault};

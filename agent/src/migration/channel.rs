@@ -15,11 +15,13 @@
 //! the hypervisors' key: whoever hears the word on the wire knows nothing of the key.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use godwit_handover::{Channel, Token};
 use rustix::net::sockopt;
 use subtle::ConstantTimeEq;
@@ -28,6 +30,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::rim::{Connection, Listener, Wire};
 use crate::derivation::derive;
 use crate::hypervisor::{HypervisorError, Stream, StreamKey, Way};
 
@@ -105,7 +108,7 @@ fn system(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> ChannelEr
 
 /// The destination's end before anyone has come: a listener and its word.
 pub struct Door {
-    listener: TcpListener,
+    listener: Box<dyn Listener>,
     hello: [u8; HELLO_BYTES],
     key: Option<StreamKey>,
     channel: Channel,
@@ -117,13 +120,14 @@ impl Door {
     /// # Errors
     /// [`ChannelError::PortsExhausted`] if every port is in use.
     pub fn open(
+        wire: &dyn Wire,
         address: IpAddr,
         ports: RangeInclusive<u16>,
         migration: &str,
         encrypted: bool,
     ) -> Result<Self, ChannelError> {
-        let listener = listen(address, &ports)?;
-        let bound = listener.local_addr().map_err(system("The listener's address"))?;
+        let listener = listen(wire, address, &ports)?;
+        let bound = listener.address().map_err(system("The listener's address"))?;
         let token = draw()?;
         let words =
             words(migration, &token, encrypted).ok_or_else(|| ChannelError::Uri(bound.to_string()))?;
@@ -182,21 +186,13 @@ impl Door {
     }
 }
 
-fn listen(address: IpAddr, ports: &RangeInclusive<u16>) -> Result<TcpListener, ChannelError> {
+fn listen(
+    wire: &dyn Wire,
+    address: IpAddr,
+    ports: &RangeInclusive<u16>,
+) -> Result<Box<dyn Listener>, ChannelError> {
     for port in ports.clone() {
-        let socket = match address {
-            IpAddr::V4(_) => TcpSocket::new_v4(),
-            IpAddr::V6(_) => TcpSocket::new_v6(),
-        }
-        .map_err(system("A socket for the migration"))?;
-        // A port whose last connection still lingers is free; one that somebody listens on is not.
-        socket
-            .set_reuseaddr(true)
-            .map_err(system("A socket for the migration"))?;
-        let tried = socket
-            .bind(SocketAddr::new(address, port))
-            .and_then(|()| socket.listen(16));
-        match tried {
+        match wire.listen(SocketAddr::new(address, port)) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(system(format!("Listening on {address} port {port}"))(error)),
@@ -296,10 +292,10 @@ fn hello(migration: &str, token: &[u8]) -> Option<[u8; HELLO_BYTES]> {
 
 /// The stream, if the right word came on it in time.
 async fn listen_for(
-    mut stream: TcpStream,
+    mut stream: Box<dyn Connection>,
     peer: SocketAddr,
     expected: [u8; HELLO_BYTES],
-) -> Option<TcpStream> {
+) -> Option<Box<dyn Connection>> {
     let mut said = [0; HELLO_BYTES];
     match timeout(HELLO_DEADLINE, stream.read_exact(&mut said)).await {
         Ok(Ok(_)) if bool::from(said.ct_eq(&expected)) => Some(stream),
@@ -320,6 +316,7 @@ async fn listen_for(
 
 /// Opens the source's end: connects, says the word and waits until it was taken.
 pub async fn connect(
+    wire: &dyn Wire,
     channel: &Channel,
     migration: &str,
     encrypted: bool,
@@ -327,7 +324,8 @@ pub async fn connect(
 ) -> Result<Stream, ChannelError> {
     let (address, Words { hello, key }) = target(channel, migration, encrypted)?;
     let work = async {
-        let mut stream = TcpStream::connect(address)
+        let mut stream = wire
+            .connect(address)
             .await
             .map_err(system(format!("Connecting to {address}")))?;
         stream
@@ -349,24 +347,58 @@ pub async fn connect(
     })
 }
 
-/// The socket as a hypervisor takes it: blocking, without delays, and with a bound on silence. Its buffers stay
-/// with the kernel's own tuning: fixed ones were no faster over loopback, and would not follow a longer path.
-fn hand_over(stream: TcpStream) -> Result<OwnedFd, ChannelError> {
-    let stream = stream.into_std().map_err(system("Taking the socket over"))?;
-    stream
-        .set_nonblocking(false)
-        .map_err(system("Taking the socket over"))?;
-    let millis = u32::try_from(PATH_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-    let set = || {
+fn hand_over(stream: Box<dyn Connection>) -> Result<OwnedFd, ChannelError> {
+    stream.hand_over().map_err(system("Taking the socket over"))
+}
+
+/// TCP, as the host has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+#[async_trait]
+impl Wire for Tcp {
+    fn listen(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Box::new(socket.listen(16)?))
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<Box<dyn Connection>> {
+        Ok(Box::new(TcpStream::connect(address).await?))
+    }
+}
+
+#[async_trait]
+impl Listener for TcpListener {
+    fn address(&self) -> io::Result<SocketAddr> {
+        self.local_addr()
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Connection>, SocketAddr)> {
+        let (stream, peer) = Self::accept(self).await?;
+        Ok((Box::new(stream), peer))
+    }
+}
+
+impl Connection for TcpStream {
+    /// Its buffers stay with the kernel's own tuning: fixed ones were no faster over loopback, and would not follow a
+    /// longer path.
+    fn hand_over(self: Box<Self>) -> io::Result<OwnedFd> {
+        let stream = self.into_std()?;
+        stream.set_nonblocking(false)?;
+        let millis = u32::try_from(PATH_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_nodelay(&stream, true)?;
         sockopt::set_tcp_user_timeout(&stream, millis)?;
         sockopt::set_tcp_keepidle(&stream, PATH_TIMEOUT / 3)?;
         sockopt::set_tcp_keepintvl(&stream, PATH_TIMEOUT / 6)?;
         sockopt::set_tcp_keepcnt(&stream, 4)?;
-        sockopt::set_socket_keepalive(&stream, true)
-    };
-    set().map_err(|errno| system("Setting the socket's options")(errno.into()))?;
-    Ok(stream.into())
+        sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(stream.into())
+    }
 }
 
 #[cfg(test)]
@@ -385,7 +417,7 @@ mod tests {
 
     fn door() -> Door {
         // Port 0 is any free one.
-        Door::open(LOOPBACK, 0..=0, "m-1", false).unwrap()
+        Door::open(&Tcp, LOOPBACK, 0..=0, "m-1", false).unwrap()
     }
 
     fn address(channel: &Channel) -> SocketAddr {
@@ -397,7 +429,7 @@ mod tests {
         let door = door();
         let channel = door.channel().clone();
         let admitted = tokio::spawn(door.admit());
-        let source = connect(&channel, "m-1", false, LONG).await.unwrap();
+        let source = connect(&Tcp, &channel, "m-1", false, LONG).await.unwrap();
         let destination = admitted.await.unwrap().unwrap();
         let [mut source, mut destination] = [source, destination].map(|stream| {
             let Way::Socket(socket) = stream.way else {
@@ -423,15 +455,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_key_of_an_encrypted_stream_is_alike_at_both_ends_and_never_on_the_wire() {
-        let door = Door::open(LOOPBACK, 0..=0, "m-1", true).unwrap();
+        let door = Door::open(&Tcp, LOOPBACK, 0..=0, "m-1", true).unwrap();
         let channel = door.channel().clone();
         let admitted = tokio::spawn(door.admit());
         // Without encryption the word is another one.
         assert!(matches!(
-            connect(&channel, "m-1", false, LONG).await,
+            connect(&Tcp, &channel, "m-1", false, LONG).await,
             Err(ChannelError::NotTaken(_))
         ));
-        let source = connect(&channel, "m-1", true, LONG).await.unwrap();
+        let source = connect(&Tcp, &channel, "m-1", true, LONG).await.unwrap();
         let destination = admitted.await.unwrap().unwrap();
         assert!(source.key.is_some() && source.key == destination.key);
         let words = words("m-1", &channel.token.0, true).unwrap();
@@ -464,17 +496,17 @@ mod tests {
             ..channel.clone()
         };
         assert!(matches!(
-            connect(&wrong, "m-1", false, LONG).await,
+            connect(&Tcp, &wrong, "m-1", false, LONG).await,
             Err(ChannelError::NotTaken(_))
         ));
         assert!(matches!(
-            connect(&channel, "m-2", false, LONG).await,
+            connect(&Tcp, &channel, "m-2", false, LONG).await,
             Err(ChannelError::NotTaken(_))
         ));
-        connect(&channel, "m-1", false, LONG).await.unwrap();
+        connect(&Tcp, &channel, "m-1", false, LONG).await.unwrap();
         timeout(LONG, admitted).await.unwrap().unwrap().unwrap();
         // A replayed word finds no door.
-        assert!(connect(&channel, "m-1", false, LONG).await.is_err());
+        assert!(connect(&Tcp, &channel, "m-1", false, LONG).await.is_err());
     }
 
     #[tokio::test]
@@ -485,13 +517,13 @@ mod tests {
             first: low,
             last: high,
             ..
-        }) = Door::open(LOOPBACK, taken..=taken, "m-2", false)
+        }) = Door::open(&Tcp, LOOPBACK, taken..=taken, "m-2", false)
         else {
             panic!("a port was used twice")
         };
         assert_eq!((low, high), (taken, taken));
         if taken < u16::MAX - 16 {
-            let second = Door::open(LOOPBACK, taken..=taken + 16, "m-2", false).unwrap();
+            let second = Door::open(&Tcp, LOOPBACK, taken..=taken + 16, "m-2", false).unwrap();
             assert_ne!(address(second.channel()).port(), taken);
         }
     }
@@ -504,14 +536,14 @@ mod tests {
             uri: format!("{SCHEME}{}", deaf.local_addr().unwrap()),
             token: Token(vec![1; TOKEN_BYTES]),
         };
-        let outcome = connect(&channel, "m-1", false, Duration::from_millis(200)).await;
+        let outcome = connect(&Tcp, &channel, "m-1", false, Duration::from_millis(200)).await;
         assert!(matches!(outcome, Err(ChannelError::Deadline { .. })));
         let foreign = Channel {
             uri: "unix:///x".into(),
             ..channel
         };
         assert!(matches!(
-            connect(&foreign, "m-1", false, LONG).await,
+            connect(&Tcp, &foreign, "m-1", false, LONG).await,
             Err(ChannelError::Uri(_))
         ));
     }

@@ -18,6 +18,7 @@ mod native_several;
 mod observation;
 mod options;
 mod pen;
+pub mod rim;
 mod role;
 mod source;
 mod updates;

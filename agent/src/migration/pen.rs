@@ -1,62 +1,53 @@
-//! Writes a migration's journal on a thread of its own, so that neither the machine nor the hypervisor's commands
-//! wait for the disk, and a line is on its way without a detour over a pool of threads.
+//! Writes a migration's journal with a writer of its own, so that neither the machine nor the hypervisor's commands
+//! wait for the disk.
 
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::journal::{Journal, JournalError, Line};
+use super::rim::{Desk, Writer};
+
+type Answer<E> = dyn Fn(Line<E>, Result<(), JournalError>) + Send + Sync;
 
 /// The one writer of a migration's journal. Dropped, it writes what it was given before it is gone.
 pub struct Pen<E> {
-    lines: Option<mpsc::Sender<Line<E>>>,
-    writer: Option<JoinHandle<()>>,
+    writer: Option<Box<dyn Writer>>,
+    journal: Arc<Mutex<Journal>>,
+    answer: Arc<Answer<E>>,
 }
 
 impl<E: Serialize + Send + 'static> Pen<E> {
     /// Takes a journal. `answer` is called for each line in its order, once it is on the medium or is known never
     /// to be.
-    pub fn new<A>(mut journal: Journal, answer: A) -> Self
+    pub fn new<A>(desk: &dyn Desk, journal: Journal, answer: A) -> Self
     where
-        A: Fn(Line<E>, Result<(), JournalError>) + Send + 'static,
+        A: Fn(Line<E>, Result<(), JournalError>) + Send + Sync + 'static,
     {
-        let (lines, given) = mpsc::channel();
-        let spawned = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            for line in given {
-                let outcome = journal.append(&line);
-                answer(line, outcome);
-            }
-        });
-        match spawned {
-            Ok(writer) => Self {
-                lines: Some(lines),
-                writer: Some(writer),
-            },
-            // Without a thread nothing is written, and every line is answered so.
-            Err(error) => {
-                tracing::error!(%error, "no thread for a migration's journal");
-                Self {
-                    lines: None,
-                    writer: None,
-                }
-            }
+        // Without a writer nothing is written, and every line is answered so.
+        let writer = desk
+            .writer()
+            .inspect_err(|error| tracing::error!(%error, "nobody writes a migration's journal"));
+        Self {
+            writer: writer.ok(),
+            journal: Arc::new(Mutex::new(journal.through(|file| desk.medium(file)))),
+            answer: Arc::new(answer),
         }
     }
 
     /// Writes a line; `false` if it never will be answered.
     pub fn write(&self, line: Line<E>) -> bool {
-        self.lines.as_ref().is_some_and(|lines| lines.send(line).is_ok())
-    }
-}
-
-impl<E> Drop for Pen<E> {
-    fn drop(&mut self) {
-        self.lines = None;
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
-            tracing::error!("the writer of a migration's journal has panicked");
-        }
+        let Some(writer) = &self.writer else {
+            return false;
+        };
+        let (journal, answer) = (self.journal.clone(), self.answer.clone());
+        writer.write(Box::new(move || {
+            // Only the writer takes the lock, and it does one thing after another.
+            let outcome = journal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(&line);
+            answer(line, outcome);
+        }))
     }
 }

@@ -149,7 +149,7 @@ impl World {
             let me = format!("test-{}", uuid::Uuid::new_v4());
             run::work(
                 client,
-                tls,
+                Arc::new(tls),
                 me,
                 namespace,
                 Duration::from_secs(30),

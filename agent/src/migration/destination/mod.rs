@@ -23,6 +23,7 @@ use super::gateway::Gateway;
 use super::journal::{Journal, Line};
 use super::native_several::Cable;
 use super::pen::Pen;
+use super::rim::Rim;
 use super::role::{self, BACKOFF, Message, Role};
 use super::updates::{Note, Publisher};
 use crate::guests::{Definition, GuestIdentity, Held};
@@ -49,6 +50,8 @@ pub(super) struct DestinationStart {
     pub(super) tunnel: Option<Tunnels>,
     /// The migration network, if the hypervisor gets it for the stream.
     pub(super) cable: Option<Cable>,
+    /// The host's disk and network.
+    pub(super) rim: Rim,
     /// The process of a recovered one.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -108,9 +111,10 @@ pub(super) async fn run(start: DestinationStart) {
     let (answers, answered) = mpsc::unbounded_channel();
     let now = Instant::now();
     let over = start.over.load(Ordering::Acquire);
+    let desk = start.rim.desk.clone();
     let pen = start.journal.map(|journal| {
         let answers = answers.clone();
-        Pen::new(journal, move |line, outcome| {
+        Pen::new(&*desk, journal, move |line, outcome| {
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(DestinationEvent::Journaled(entry), None),
                 (Line::Entry(_), Err(error)) => Answer::Written(

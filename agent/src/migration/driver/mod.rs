@@ -23,13 +23,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use godwit_handover::{Cause, Refusal, Terms};
-use godwit_protocol::{Category, ClientTls, Drive, Fault, Order, OrderAnswer, Update};
+use godwit_protocol::{Category, Dial, Drive, Fault, Order, OrderAnswer, Update};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::faults;
 use super::migrations::Migrations;
+use super::rim;
 use crate::clock::now_micros;
 use crate::server::{Roles, Updates};
 use crate::state::StateError;
@@ -44,7 +45,7 @@ pub use record::{RecordKeeper, Unwritten};
 pub(super) struct Parts {
     pub(super) migrations: Migrations,
     pub(super) records: Arc<dyn RecordKeeper>,
-    pub(super) tls: ClientTls,
+    pub(super) dial: Arc<dyn Dial>,
 }
 
 /// The migrations of this host and the drivers of those that it drives; clones are the same.
@@ -78,10 +79,11 @@ struct Seat {
 
 impl Drivers {
     /// A handle that drives nothing yet: [`Drivers::recover`] comes first, and after [`Migrations::recover`].
+    /// `dial` reaches the destinations' agents.
     pub fn new(
         migrations: Migrations,
         records: Arc<dyn RecordKeeper>,
-        tls: ClientTls,
+        dial: Arc<dyn Dial>,
         state_directory: &Path,
     ) -> Self {
         Self {
@@ -89,7 +91,7 @@ impl Drivers {
                 parts: Parts {
                     migrations,
                     records,
-                    tls,
+                    dial,
                 },
                 shelf: Shelf::at(state_directory.join("drives")),
                 table: Mutex::default(),
@@ -105,9 +107,9 @@ impl Drivers {
     /// migration ends as one does whose driver is silent.
     pub async fn recover(&self) -> Result<(), StateError> {
         let shelf = self.inner.shelf.clone();
-        let found = tokio::task::spawn_blocking(move || shelf.take_stock())
+        let found = rim::done(&*self.inner.parts.migrations.desk(), move || shelf.take_stock())
             .await
-            .map_err(|error| self.inner.shelf.failed("read", std::io::Error::other(error)))??;
+            .map_err(|error| self.inner.shelf.failed("read", error))??;
         for kept in found {
             let migration = kept.terms.migration.clone();
             tracing::info!(
@@ -157,7 +159,7 @@ impl Drivers {
             shelf.take_stock()?;
             shelf.put(&copy)
         };
-        tokio::task::spawn_blocking(put)
+        rim::done(&*inner.parts.migrations.desk(), put)
             .await
             .map_err(|error| Fault::new(Category::Internal, "InternalError", error.to_string()))?
             .map_err(|error| Fault::new(Category::Unavailable, "DiskFull", error.to_string()))?;

@@ -1,9 +1,10 @@
 //! The destination, seen from the driver: connected to again and again, and watched.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_handover::Terms;
-use godwit_protocol::{AgentClient, Category, ClientTls, Fault, Update};
+use godwit_protocol::{AgentClient, Category, Dial, Fault, Update};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -22,10 +23,10 @@ pub(super) enum Heard {
 }
 
 /// Watches the destination and connects again for ever; ends when nobody listens.
-pub(super) async fn watch(terms: Terms, endpoint: String, tls: ClientTls, heard: mpsc::Sender<Heard>) {
+pub(super) async fn watch(terms: Terms, endpoint: String, dial: Arc<dyn Dial>, heard: mpsc::Sender<Heard>) {
     let mut again_after = RECONNECT[0];
     loop {
-        let fault = match watch_once(&terms, &endpoint, &tls, &heard).await {
+        let fault = match watch_once(&terms, &endpoint, &*dial, &heard).await {
             Ok(()) => {
                 again_after = RECONNECT[0];
                 Fault::new(
@@ -48,10 +49,10 @@ pub(super) async fn watch(terms: Terms, endpoint: String, tls: ClientTls, heard:
 async fn watch_once(
     terms: &Terms,
     endpoint: &str,
-    tls: &ClientTls,
+    dial: &dyn Dial,
     heard: &mpsc::Sender<Heard>,
 ) -> Result<(), Fault> {
-    let client = AgentClient::connect(endpoint, &terms.destination, tls).await?;
+    let client = dial.dial(endpoint, &terms.destination).await?;
     let mut updates = client.watch_migration(&terms.migration).await?;
     if heard.send(Heard::Connected(Box::new(client))).await.is_err() {
         return Ok(());

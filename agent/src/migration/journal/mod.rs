@@ -106,7 +106,7 @@ impl JournalError {
     }
 }
 
-/// Where a journal's bytes lie. A file; in tests also one that fails.
+/// Where a journal's bytes lie. A file; in tests and in the simulation also one that fails.
 pub trait Medium: Send {
     /// Writes at a place.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -243,10 +243,9 @@ impl Journal {
         }
     }
 
-    /// Puts another medium under it, which fails when a test wants it to.
-    #[cfg(test)]
-    pub(crate) fn on(mut self, medium: Box<dyn Medium>) -> Self {
-        self.medium = medium;
+    /// Has its bytes go through another medium on their way to their file.
+    pub(crate) fn through(mut self, other: impl FnOnce(Box<dyn Medium>) -> Box<dyn Medium>) -> Self {
+        self.medium = other(self.medium);
         self
     }
 }

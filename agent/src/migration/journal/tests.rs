@@ -164,14 +164,14 @@ impl Medium for Failing {
 fn after_a_failed_sync_nothing_is_written_again() {
     let directory = tempfile::tempdir().unwrap();
     let journal = Journal::create(directory.path(), &a_head("m")).unwrap();
-    let mut journal = journal.on(Box::new(Failing));
+    let mut journal = journal.through(|_| Box::new(Failing));
     assert!(matches!(
         journal.append(&Line::Entry(SourceEntry::Sealed)),
         Err(JournalError::System { action: "sync", .. })
     ));
     let path = Journal::path_of(directory.path(), "m");
     let file = OpenOptions::new().write(true).open(&path).unwrap();
-    let mut journal = journal.on(Box::new(file));
+    let mut journal = journal.through(|_| Box::new(file));
     assert!(matches!(
         journal.append(&Line::Entry(SourceEntry::Sealed)),
         Err(JournalError::Broken { .. })

@@ -20,6 +20,7 @@ use crate::migration::gateway::Gateway;
 use crate::migration::journal::{Head, Journal, JournalError, Role};
 use crate::migration::native_several::Entrance;
 use crate::migration::options;
+use crate::migration::rim;
 use crate::migration::source::{self, SourceStart};
 
 /// How long an order waits for what it is answered with; less than the caller waits. After it the order counts as
@@ -43,7 +44,7 @@ impl Inner {
 
     async fn create_journal(&self, head: Head) -> Result<Journal, Fault> {
         let directory = self.journals.clone();
-        let created = tokio::task::spawn_blocking(move || {
+        let created = rim::done(&*self.rim.desk, move || {
             std::fs::create_dir_all(&directory).map_err(|source| JournalError::System {
                 action: "make",
                 path: directory.clone(),
@@ -142,6 +143,7 @@ impl Inner {
             stream,
             tunnel: self.tunnel(stream),
             cable: self.cable(stream),
+            rim: self.rim.clone(),
             guest: Some(held.guest.clone()),
             custody: self.custody.clone(),
             records: self.records.clone(),
@@ -215,6 +217,7 @@ impl Inner {
             }),
             tunnel,
             cable: self.cable(stream),
+            rim: self.rim.clone(),
             guest: None,
             custody: self.custody.clone(),
             journal: Some(journal),
@@ -250,7 +253,14 @@ impl Inner {
             let entrance = Entrance::reserve(cable, migration, ports, stream)?;
             return Ok(Gateway::Several(Box::new(entrance)));
         }
-        Door::open(settings.migration_address, ports, migration, stream.encrypted).map(Gateway::Native)
+        Door::open(
+            &*self.rim.wire,
+            settings.migration_address,
+            ports,
+            migration,
+            stream.encrypted,
+        )
+        .map(Gateway::Native)
     }
 
     /// Whether this host lets a stream travel in this way, and can.

@@ -26,6 +26,7 @@ use super::custody::{Custody, Records};
 use super::faults;
 use super::journal::{self, JournalError};
 use super::native_several::Cable;
+use super::rim::{Desk, Rim};
 use super::updates::Publisher;
 use crate::guest_network::GuestNetwork;
 use crate::guests::{Journals, Spoken};
@@ -66,6 +67,7 @@ pub struct Migrations {
 
 struct Inner {
     settings: Settings,
+    rim: Rim,
     journals: PathBuf,
     custody: Arc<dyn Custody>,
     records: Arc<dyn Records>,
@@ -78,10 +80,16 @@ struct Inner {
 impl Migrations {
     /// A handle that knows no migration yet: [`Migrations::recover`] comes first.
     pub fn new(settings: Settings, custody: Arc<dyn Custody>, records: Arc<dyn Records>) -> Self {
+        Self::on(Rim::default(), settings, custody, records)
+    }
+
+    /// The same on another disk and network than the host's.
+    pub fn on(rim: Rim, settings: Settings, custody: Arc<dyn Custody>, records: Arc<dyn Records>) -> Self {
         let journals = settings.state_directory.join("journals");
         Self {
             inner: Arc::new(Inner {
                 settings,
+                rim,
                 journals,
                 custody,
                 records,
@@ -119,6 +127,11 @@ impl Migrations {
         inner.prune(SystemTime::now());
         *inner.pruner.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(pruner));
         Ok(())
+    }
+
+    /// Where what waits for the disk is done.
+    pub(super) fn desk(&self) -> Arc<dyn Desk> {
+        self.inner.rim.desk.clone()
     }
 
     /// Migrations that cannot be acted on, for the host's report.

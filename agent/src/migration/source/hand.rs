@@ -12,6 +12,7 @@ use crate::hypervisor::{Guest, HypervisorError, RunState, StreamLimits, StreamSt
 use crate::migration::channel::{self, ChannelError};
 use crate::migration::custody::Custody;
 use crate::migration::native_several::Cable;
+use crate::migration::rim::Wire;
 use crate::migration::role::{BACKOFF, LONGEST_BACKOFF, sleep_if};
 use crate::migration::updates::Note;
 use crate::tunnel::Tunnels;
@@ -51,6 +52,7 @@ pub(super) struct Hand {
     pub(super) stream: StreamOptions,
     pub(super) tunnel: Option<Tunnels>,
     pub(super) cable: Option<Cable>,
+    pub(super) wire: Arc<dyn Wire>,
     pub(super) held_back: bool,
     /// There is, or may be, a stream whose limits can be changed.
     pub(super) started: bool,
@@ -190,7 +192,9 @@ impl Hand {
                 .await
                 .map_err(ChannelError::from),
             (None, Some(cable)) => cable.leave(migration, &*self.guest, channel, self.stream).await,
-            (None, None) => channel::connect(channel, migration, encrypted, CONNECT_DEADLINE).await,
+            (None, None) => {
+                channel::connect(&*self.wire, channel, migration, encrypted, CONNECT_DEADLINE).await
+            }
         };
         let stream = match opened {
             Ok(stream) => stream,

@@ -25,6 +25,7 @@ use super::driver_watch::DriverWatch;
 use super::journal::{Journal, Line};
 use super::native_several::Cable;
 use super::pen::Pen;
+use super::rim::Rim;
 use super::role::{self, BACKOFF, Message, Role};
 use super::updates::{Note, Publisher};
 use crate::hypervisor::{Guest, GuestEvent, HypervisorError, RunState, StreamFigures, StreamStatus};
@@ -41,6 +42,8 @@ pub(super) struct SourceStart {
     pub(super) tunnel: Option<Tunnels>,
     /// The migration network, if the hypervisor gets it for the stream.
     pub(super) cable: Option<Cable>,
+    /// The host's disk and network.
+    pub(super) rim: Rim,
     /// The process; `None` if it is gone.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
@@ -116,6 +119,7 @@ pub(super) async fn run(start: SourceStart) {
             stream: start.stream,
             tunnel: start.tunnel.clone(),
             cable: start.cable.clone(),
+            wire: start.rim.wire.clone(),
             held_back: false,
             started: start.recovered && start.machine.report() == SourceReport::Streaming,
         };
@@ -125,9 +129,10 @@ pub(super) async fn run(start: SourceStart) {
         )
     });
     let journal_path = start.journal.as_ref().map(|journal| journal.path().to_path_buf());
+    let desk = start.rim.desk.clone();
     let pen = start.journal.map(|journal| {
         let answers = answers.clone();
-        Pen::new(journal, move |line, outcome| {
+        Pen::new(&*desk, journal, move |line, outcome| {
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(SourceEvent::Journaled(entry), None),
                 (Line::Entry(_), Err(error)) => {

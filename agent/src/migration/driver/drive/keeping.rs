@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::super::kept::Kept;
 use super::{Done, Drive};
+use crate::migration::rim;
 use crate::state::StateError;
 
 /// What a restarted driver is to tell is written down so long after it has changed.
@@ -35,10 +36,14 @@ impl Drive {
     }
 
     pub(super) fn put(&self, kept: Kept) -> impl Future<Output = Result<(), StateError>> + Send + use<> {
-        let (shelf, writer) = (self.shelf.clone(), self.shelf.clone());
+        let (shelf, writer, desk) = (
+            self.shelf.clone(),
+            self.shelf.clone(),
+            self.parts.migrations.desk(),
+        );
         async move {
-            let put = tokio::task::spawn_blocking(move || writer.put(&kept)).await;
-            put.unwrap_or_else(|error| Err(shelf.failed("write", std::io::Error::other(error))))
+            let put = rim::done(&*desk, move || writer.put(&kept)).await;
+            put.unwrap_or_else(|error| Err(shelf.failed("write", error)))
         }
     }
 

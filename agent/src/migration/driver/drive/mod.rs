@@ -122,7 +122,7 @@ pub(super) async fn drive(assignment: Assignment) {
     let _watching = AbortOnDropHandle::new(tokio::spawn(peer::watch(
         terms.clone(),
         kept.order.endpoint.clone(),
-        parts.tls.clone(),
+        parts.dial.clone(),
         sender,
     )));
     let mut source: Pin<Box<dyn Stream<Item = Update> + Send>> =
@@ -434,11 +434,8 @@ impl Drive {
         self.kept.view.ended_at_micros = Some(now_micros());
         // It was used, or never will be.
         self.kept.order.ticket = Vec::new();
-        let (shelf, kept) = (self.shelf.clone(), self.kept.clone());
-        match tokio::task::spawn_blocking(move || shelf.put(&kept)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the end was not written down; it is found again"),
-            Err(error) => tracing::error!(%error, "the end was not written down"),
+        if let Err(error) = self.put(self.kept.clone()).await {
+            tracing::warn!(%error, "the end was not written down; it is found again");
         }
         self.show();
     }
