@@ -176,7 +176,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         &config,
         &boot_id,
         &guests,
-        RecordReader::new(client.clone()),
+        RecordWriter::new(client.clone(), &config.host),
         tunnels.clone(),
     )
     .await?;
@@ -343,7 +343,7 @@ async fn roles(
     config: &Config,
     boot_id: &str,
     guests: &Guests,
-    records: RecordReader,
+    records: RecordWriter,
     tunnels: Tunnels,
 ) -> anyhow::Result<Migrations> {
     let migration_address = *config

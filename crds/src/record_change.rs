@@ -148,33 +148,31 @@ pub fn advance(record: &GuestRecordSpec, attempt: &Attempt) -> Change {
     }
 }
 
-/// Says that the destination never will run the guest.
+/// Decides who runs the guest: Committed says that the destination may, Aborted and Reverted that it never will.
 pub fn decide(record: &GuestRecordSpec, attempt: &Attempt, decision: Decision) -> Change {
     if !armed_for(record, attempt) {
         return held_otherwise(record);
     }
-    let held = held_by_source(record, attempt);
-    if held && matches!(record.decision, Decision::Aborted | Decision::Reverted) {
-        return Change::Already;
+    let otherwise = Change::Refuse(Refused::DecidedOtherwise(record.decision));
+    if !held_by_source(record, attempt) {
+        return otherwise;
     }
-    // A commitment may be taken back by the destination that made it, and only until it was advanced.
-    let open = match record.decision {
-        Decision::None => true,
-        Decision::Committed => decision == Decision::Reverted,
-        Decision::Aborted | Decision::Reverted => false,
-    };
-    if !open || !held {
-        return Change::Refuse(Refused::DecidedOtherwise(record.decision));
-    }
-    let evidence = match decision {
-        Decision::Aborted => format!("{} reported that it keeps the guest", attempt.source),
-        Decision::Reverted => format!(
+    let evidence = match (record.decision, decision) {
+        (Decision::Aborted | Decision::Reverted, Decision::Aborted | Decision::Reverted)
+        | (Decision::Committed, Decision::Committed) => return Change::Already,
+        (Decision::None, Decision::Aborted) => format!("{} keeps the guest", attempt.source),
+        // A commitment may be taken back by the destination that made it, and only until it was advanced.
+        (Decision::None | Decision::Committed, Decision::Reverted) => format!(
             "{} reported that its copy is gone and never ran",
             attempt.destination
         ),
-        Decision::None | Decision::Committed => {
-            return Change::Refuse(Refused::DecidedOtherwise(record.decision));
-        }
+        (Decision::None, Decision::Committed) => format!(
+            "{} holds the guest whole, and was told that it does not run again at {} by itself",
+            attempt.destination, attempt.source
+        ),
+        (_, Decision::None)
+        | (Decision::Aborted | Decision::Reverted, Decision::Committed)
+        | (Decision::Committed, Decision::Aborted) => return otherwise,
     };
     Change::Write(Box::new(GuestRecordSpec {
         decision,
@@ -341,16 +339,26 @@ mod tests {
             Change::Refuse(Refused::DecidedOtherwise(Decision::Reverted))
         );
         let advanced = written(advance(&armed, &attempt()));
-        for decision in [Decision::Aborted, Decision::Reverted] {
+        assert_eq!(
+            decide(&reverted, &attempt(), Decision::Committed),
+            Change::Refuse(Refused::DecidedOtherwise(Decision::Reverted))
+        );
+        for decision in [Decision::Aborted, Decision::Reverted, Decision::Committed] {
             assert_eq!(
                 decide(&advanced, &attempt(), decision),
                 Change::Refuse(Refused::DecidedOtherwise(Decision::Committed))
             );
         }
-        let committed = GuestRecordSpec {
-            decision: Decision::Committed,
-            ..armed
-        };
+        let committed = written(decide(&armed, &attempt(), Decision::Committed));
+        assert_eq!((committed.holder.as_str(), committed.epoch), ("a", 3));
+        assert_eq!(
+            decide(&committed, &attempt(), Decision::Committed),
+            Change::Already
+        );
+        assert_eq!(
+            written(advance(&committed, &attempt())).holder,
+            attempt().destination
+        );
         assert!(matches!(
             decide(&committed, &attempt(), Decision::Aborted),
             Change::Refuse(_)

@@ -21,6 +21,6 @@ pub use driver::{
 pub use gates::Gates;
 pub use source::{Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport};
 pub use terms::{
-    Cause, Channel, Decision, Epoch, Go, GoEvidence, Phase, RecordView, Refusal, Step, StreamFact, Terms,
-    Token, Wanted,
+    Cause, Channel, Decision, Epoch, Go, GoEvidence, Phase, RecordView, Refusal, Standing, StandingBecause,
+    Step, StreamFact, Terms, Token, Wanted,
 };

@@ -55,7 +55,7 @@ impl std::fmt::Debug for Token {
 }
 
 /// What the guest did when it was stopped for the switchover, and so what it is to do at the destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Wanted {
     /// It ran: the destination lets it run.
     Run,
@@ -99,6 +99,27 @@ pub enum GoEvidence {
     /// The source is sealed and has given its disks up, and the destination has loaded the guest.
     SealedAndReleased,
     /// The source's hypervisor process is dead, by its pidfd.
+    SourceDead,
+    /// Not the source's word: the destination has itself committed the record, by compare-and-swap. Never on the wire.
+    Committed,
+}
+
+/// The source's guest stands still, and nothing but a record that was read to say Aborted or Reverted makes it run
+/// again: with this the destination may commit the record by itself (rule 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Standing {
+    /// Why that is so.
+    pub because: StandingBecause,
+    /// What the guest is to do.
+    pub wanted: Wanted,
+}
+
+/// Why the source's guest does not run again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum StandingBecause {
+    /// It is sealed and the switchover was ordered: no undo is left.
+    Sealed,
+    /// Its process is dead, by its pidfd.
     SourceDead,
 }
 
@@ -146,6 +167,14 @@ impl RecordView {
             && self.decision == Decision::Committed
             && self.holder == terms.destination
             && self.epoch == terms.epoch + 1
+    }
+
+    /// Whether the destination of this migration has committed the record, and it was not advanced yet.
+    pub fn committed_for(&self, terms: &Terms) -> bool {
+        self.migration.as_deref() == Some(terms.migration.as_str())
+            && self.decision == Decision::Committed
+            && self.holder == terms.source
+            && self.epoch == terms.epoch
     }
 
     /// Whether the record says that the destination of this migration never will run the guest.

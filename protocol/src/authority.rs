@@ -15,12 +15,17 @@ use crate::reason;
 /// A fault of category Forbidden.
 pub fn may_order(caller: &PeerIdentity, terms: &Terms, order: &Order) -> Result<(), Fault> {
     let to_destination = match order {
-        Order::Prepare { .. } | Order::Finish(_) | Order::AbortDestination(_) => true,
+        Order::Prepare { .. }
+        | Order::Finish(_)
+        | Order::AbortDestination(_)
+        | Order::SourceStands(_)
+        | Order::ArbitrateDestination => true,
         Order::Begin { .. }
         | Order::Perform(_)
         | Order::Ready
         | Order::Confirm
         | Order::AbortSource(_)
+        | Order::ArbitrateSource(_)
         | Order::Settle
         | Order::Retune { .. }
         | Order::Drive(_) => false,

@@ -2,7 +2,8 @@
 //! enum values that are unspecified or unknown are refused by name.
 
 use godwit_handover::{
-    Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Terms, Token, Wanted,
+    Cause, Channel, DestinationReport, Go, GoEvidence, SourceReport, Standing, StandingBecause, Terms, Token,
+    Wanted,
 };
 
 use crate::error::{Category, Fault};
@@ -195,11 +196,48 @@ impl From<Wanted> for wire::Wanted {
     }
 }
 
-fn wanted(value: i32) -> Result<Wanted, Malformed> {
+fn wanted(field: &'static str, value: i32) -> Result<Wanted, Malformed> {
+    maybe_wanted(field, value)?.ok_or(Malformed::unknown(field))
+}
+
+/// Where an older version says nothing.
+fn maybe_wanted(field: &'static str, value: i32) -> Result<Option<Wanted>, Malformed> {
     match wire::Wanted::try_from(value) {
-        Ok(wire::Wanted::Run) => Ok(Wanted::Run),
-        Ok(wire::Wanted::StayStopped) => Ok(Wanted::StayStopped),
-        Ok(wire::Wanted::Unspecified) | Err(_) => Err(Malformed::unknown("go.wanted")),
+        Ok(wire::Wanted::Run) => Ok(Some(Wanted::Run)),
+        Ok(wire::Wanted::StayStopped) => Ok(Some(Wanted::StayStopped)),
+        Ok(wire::Wanted::Unspecified) => Ok(None),
+        Err(_) => Err(Malformed::unknown(field)),
+    }
+}
+
+impl From<Standing> for wire::SourceStands {
+    fn from(standing: Standing) -> Self {
+        let because = match standing.because {
+            StandingBecause::Sealed => wire::StandingBecause::Sealed,
+            StandingBecause::SourceDead => wire::StandingBecause::SourceDead,
+        };
+        Self {
+            because: because.into(),
+            wanted: wire::Wanted::from(standing.wanted).into(),
+        }
+    }
+}
+
+impl TryFrom<wire::SourceStands> for Standing {
+    type Error = Malformed;
+
+    fn try_from(standing: wire::SourceStands) -> Result<Self, Malformed> {
+        let because = match wire::StandingBecause::try_from(standing.because) {
+            Ok(wire::StandingBecause::Sealed) => StandingBecause::Sealed,
+            Ok(wire::StandingBecause::SourceDead) => StandingBecause::SourceDead,
+            Ok(wire::StandingBecause::Unspecified) | Err(_) => {
+                return Err(Malformed::unknown("source_stands.because"));
+            }
+        };
+        Ok(Self {
+            because,
+            wanted: wanted("source_stands.wanted", standing.wanted)?,
+        })
     }
 }
 
@@ -209,6 +247,8 @@ impl From<GoEvidence> for wire::GoEvidence {
             GoEvidence::Completed => Self::Completed,
             GoEvidence::SealedAndReleased => Self::SealedAndReleased,
             GoEvidence::SourceDead => Self::SourceDead,
+            // No Go of a source's: whoever is sent it refuses it.
+            GoEvidence::Committed => Self::Unspecified,
         }
     }
 }
@@ -238,7 +278,7 @@ impl TryFrom<wire::Go> for Go {
     fn try_from(go: wire::Go) -> Result<Self, Malformed> {
         Ok(Self {
             evidence: evidence(go.evidence)?,
-            wanted: wanted(go.wanted)?,
+            wanted: wanted("go.wanted", go.wanted)?,
             sealed: go.sealed,
         })
     }
@@ -298,14 +338,34 @@ impl From<SourceReport> for wire::SourceReport {
                 sealed,
                 ..at(Stage::Stopped)
             },
-            SourceReport::Switching { sealed, ready } => Self {
+            SourceReport::Switching {
                 sealed,
                 ready,
+                wanted,
+            } => Self {
+                sealed,
+                ready,
+                wanted: on_the_wire(wanted),
                 ..at(Stage::Switching)
             },
-            SourceReport::InDoubt { sealed, ready } => Self {
+            SourceReport::InDoubt {
                 sealed,
                 ready,
+                wanted,
+            } => Self {
+                sealed,
+                ready,
+                wanted: on_the_wire(wanted),
+                ..at(Stage::InDoubt)
+            },
+            SourceReport::Deciding { cause, dead, sealed } => Self {
+                sealed,
+                wanted: on_the_wire(dead),
+                record: wire::Record::Asked.into(),
+                ..by(Stage::InDoubt, cause)
+            },
+            SourceReport::Yielded => Self {
+                record: wire::Record::Committed.into(),
                 ..at(Stage::InDoubt)
             },
             SourceReport::GoSent(go) => Self {
@@ -321,12 +381,17 @@ impl From<SourceReport> for wire::SourceReport {
     }
 }
 
+fn on_the_wire(wanted: Option<Wanted>) -> i32 {
+    wanted.map_or(wire::Wanted::Unspecified, Into::into).into()
+}
+
 impl TryFrom<wire::SourceReport> for SourceReport {
     type Error = Malformed;
 
     fn try_from(report: wire::SourceReport) -> Result<Self, Malformed> {
         use wire::SourceStage as Stage;
         let why = || cause("source.cause", report.cause);
+        let wanted = || maybe_wanted("source.wanted", report.wanted);
         Ok(match Stage::try_from(report.stage) {
             Ok(Stage::Begun) => Self::Begun,
             Ok(Stage::Streaming) => Self::Streaming,
@@ -336,10 +401,21 @@ impl TryFrom<wire::SourceReport> for SourceReport {
             Ok(Stage::Switching) => Self::Switching {
                 sealed: report.sealed,
                 ready: report.ready,
+                wanted: wanted()?,
             },
-            Ok(Stage::InDoubt) => Self::InDoubt {
-                sealed: report.sealed,
-                ready: report.ready,
+            Ok(Stage::InDoubt) => match wire::Record::try_from(report.record) {
+                Ok(wire::Record::Unspecified) => Self::InDoubt {
+                    sealed: report.sealed,
+                    ready: report.ready,
+                    wanted: wanted()?,
+                },
+                Ok(wire::Record::Asked) => Self::Deciding {
+                    cause: why()?,
+                    dead: wanted()?,
+                    sealed: report.sealed,
+                },
+                Ok(wire::Record::Committed) => Self::Yielded,
+                Err(_) => return Err(Malformed::unknown("source.record")),
             },
             Ok(Stage::GoSent) => Self::GoSent(report.go.ok_or(Malformed::missing("source.go"))?.try_into()?),
             Ok(Stage::Released) => Self::Released,
@@ -372,6 +448,10 @@ impl From<&DestinationReport> for wire::DestinationReport {
             DestinationReport::Receiving => at(Stage::Receiving),
             DestinationReport::Loaded => at(Stage::Loaded),
             DestinationReport::Blocked => at(Stage::Blocked),
+            DestinationReport::Deciding => Self {
+                deciding: true,
+                ..at(Stage::Loaded)
+            },
             DestinationReport::Starting => at(Stage::Starting),
             DestinationReport::Holding { running } => Self {
                 running: *running,
@@ -399,6 +479,7 @@ impl TryFrom<wire::DestinationReport> for DestinationReport {
                     .try_into()?,
             ),
             Ok(Stage::Receiving) => Self::Receiving,
+            Ok(Stage::Loaded) if report.deciding => Self::Deciding,
             Ok(Stage::Loaded) => Self::Loaded,
             Ok(Stage::Blocked) => Self::Blocked,
             Ok(Stage::Starting) => Self::Starting,

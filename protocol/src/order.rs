@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use godwit_handover::{Cause, Channel, Go, Terms};
+use godwit_handover::{Cause, Channel, Go, Standing, Terms};
 
 use crate::convert::{self, Malformed};
 use crate::drive::{self, Drive};
 use crate::guest::{self, GuestName};
 use crate::stream::{self, StreamOptions};
-use crate::wire;
+use crate::{version, wire};
 
 /// The longest downtime that a migration may allow: an hour, far beyond any use.
 const LONGEST_DOWNTIME: Duration = Duration::from_secs(3600);
@@ -48,6 +48,12 @@ pub enum Order {
     AbortDestination(Cause),
     /// To the source: the record has been decided; read it.
     Settle,
+    /// To the destination: the source's guest does not run again by itself.
+    SourceStands(Standing),
+    /// To the source: the destination is not heard; have the record decide.
+    ArbitrateSource(Cause),
+    /// To the destination: the source is not heard; have the record decide.
+    ArbitrateDestination,
     /// To the source: another limit while the guest runs, in bytes per second; 0 is unlimited. Nothing is limited
     /// once the guest stands still, so that a late one has no effect.
     Retune {
@@ -105,6 +111,11 @@ impl Order {
                 cause: wire::Cause::from(*cause).into(),
             }),
             Self::Settle => Wire::Settle(wire::Settle {}),
+            Self::SourceStands(standing) => Wire::SourceStands((*standing).into()),
+            Self::ArbitrateSource(cause) => Wire::ArbitrateSource(wire::ArbitrateSource {
+                cause: wire::Cause::from(*cause).into(),
+            }),
+            Self::ArbitrateDestination => Wire::ArbitrateDestination(wire::ArbitrateDestination {}),
             Self::Retune { bandwidth } => Wire::Retune(wire::Retune {
                 bandwidth: *bandwidth,
             }),
@@ -151,6 +162,11 @@ impl Order {
                 Self::AbortDestination(convert::cause("abort_destination.cause", abort.cause)?)
             }
             Wire::Settle(wire::Settle {}) => Self::Settle,
+            Wire::SourceStands(standing) => Self::SourceStands(standing.try_into()?),
+            Wire::ArbitrateSource(order) => {
+                Self::ArbitrateSource(convert::cause("arbitrate_source.cause", order.cause)?)
+            }
+            Wire::ArbitrateDestination(wire::ArbitrateDestination {}) => Self::ArbitrateDestination,
             Wire::Retune(retune) => Self::Retune {
                 bandwidth: stream::bandwidth("retune.bandwidth", retune.bandwidth)?,
             },
@@ -161,6 +177,26 @@ impl Order {
             }
         };
         Ok((terms, order))
+    }
+
+    /// The oldest version in which it can be given.
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::SourceStands(_) | Self::ArbitrateSource(_) | Self::ArbitrateDestination => {
+                version::ARBITRATION
+            }
+            Self::Begin { .. }
+            | Self::Prepare { .. }
+            | Self::Perform(_)
+            | Self::Ready
+            | Self::Finish(_)
+            | Self::Confirm
+            | Self::AbortSource(_)
+            | Self::AbortDestination(_)
+            | Self::Settle
+            | Self::Retune { .. }
+            | Self::Drive(_) => version::OLDEST,
+        }
     }
 
     /// The order's name, for logs and metrics.
@@ -175,6 +211,9 @@ impl Order {
             Self::AbortSource(_) => "AbortSource",
             Self::AbortDestination(_) => "AbortDestination",
             Self::Settle => "Settle",
+            Self::SourceStands(_) => "SourceStands",
+            Self::ArbitrateSource(_) => "ArbitrateSource",
+            Self::ArbitrateDestination => "ArbitrateDestination",
             Self::Retune { .. } => "Retune",
             Self::Drive(_) => "Drive",
         }
@@ -194,6 +233,9 @@ impl Order {
             | Self::AbortSource(_)
             | Self::AbortDestination(_)
             | Self::Settle
+            | Self::SourceStands(_)
+            | Self::ArbitrateSource(_)
+            | Self::ArbitrateDestination
             | Self::Retune { .. }
             | Self::Drive(_) => Ok(OrderAnswer::Taken),
         }

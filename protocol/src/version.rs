@@ -8,7 +8,9 @@ use crate::reason;
 /// The oldest version that this program speaks; at most one behind [`NEWEST`].
 pub const OLDEST: u32 = 1;
 /// The newest version that this program speaks.
-pub const NEWEST: u32 = 1;
+pub const NEWEST: u32 = 2;
+/// From this version on agents have the guest's record decide: orders that an older one does not know are not given.
+pub const ARBITRATION: u32 = 2;
 /// The metadata key in which every call but Hello names the settled version.
 pub const KEY: &str = "godwit-protocol";
 

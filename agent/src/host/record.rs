@@ -13,7 +13,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::api::{ApiError, within};
-use crate::migration::{RecordKeeper, Recorded, Records, Unwritten};
+use crate::migration::{RecordArbiter, RecordKeeper, Recorded, Records, Unwritten};
 
 /// How often one change is tried when others write at the same time.
 const ATTEMPTS: usize = 5;
@@ -136,6 +136,43 @@ fn attempt(terms: &Terms) -> Attempt {
 }
 
 #[async_trait]
+impl Records for RecordWriter {
+    async fn whole(&self, guest: &str) -> Option<Recorded> {
+        self.reader.whole(guest).await
+    }
+}
+
+#[async_trait]
+impl RecordArbiter for RecordWriter {
+    async fn decide(&self, terms: &Terms, decision: Decision) -> Option<RecordView> {
+        let decision = written(decision);
+        let attempt = attempt(terms);
+        let decided = self
+            .change(&terms.guest, move |spec| {
+                record_change::decide(spec, &attempt, decision)
+            })
+            .await;
+        match decided {
+            Ok(record) => Some(record),
+            // It stands otherwise: what it says is what counts.
+            Err(Unwritten::Refused(why)) => {
+                warn!(
+                    migration = terms.migration,
+                    ?decision,
+                    why,
+                    "the record was not decided so"
+                );
+                Records::read(self, &terms.guest).await
+            }
+            Err(error @ (Unwritten::Missing | Unwritten::Unreachable(_))) => {
+                warn!(migration = terms.migration, ?decision, %error, "the record was not decided");
+                None
+            }
+        }
+    }
+}
+
+#[async_trait]
 impl RecordKeeper for RecordWriter {
     async fn read(&self, guest: &str) -> Result<RecordView, Unwritten> {
         match self.reader.read(guest).await {
@@ -165,6 +202,15 @@ impl RecordKeeper for RecordWriter {
             record_change::decide(spec, &attempt, Written::Reverted)
         })
         .await
+    }
+}
+
+fn written(decision: Decision) -> Written {
+    match decision {
+        Decision::None => Written::None,
+        Decision::Committed => Written::Committed,
+        Decision::Aborted => Written::Aborted,
+        Decision::Reverted => Written::Reverted,
     }
 }
 

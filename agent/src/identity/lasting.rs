@@ -36,6 +36,9 @@ pub fn check_order(
         | Order::AbortSource(_)
         | Order::AbortDestination(_)
         | Order::Settle
+        | Order::SourceStands(_)
+        | Order::ArbitrateSource(_)
+        | Order::ArbitrateDestination
         | Order::Retune { .. } => Ok(()),
     }
 }

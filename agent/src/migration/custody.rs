@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use godwit_crds::virtual_machine::GuestState;
-use godwit_handover::{Gates, RecordView, Terms};
+use godwit_handover::{Decision, Gates, RecordView, Terms};
 
 use crate::guests::{Definition, GuestError, GuestIdentity, Guests, Held, Role};
 use crate::hypervisor::StreamAbilities;
@@ -52,6 +52,14 @@ pub trait Records: Send + Sync {
     async fn read(&self, guest: &str) -> Option<RecordView> {
         Some(self.whole(guest).await?.view)
     }
+}
+
+/// Who has guests' records decide, with this host's own credentials.
+#[async_trait]
+pub trait RecordArbiter: Records {
+    /// Writes Committed (as the destination) or Aborted (as the source) by compare-and-swap if the record is undecided,
+    /// and tells what it says then. `None` if that is not known: the write may have been made or not.
+    async fn decide(&self, terms: &Terms, decision: Decision) -> Option<RecordView>;
 }
 
 /// What a guest's record says.

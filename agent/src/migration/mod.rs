@@ -5,6 +5,7 @@
 //! on, so that a restarted agent goes on where the last one was. [`channel`] makes the connection on which the hypervisors
 //! talk.
 
+mod asking;
 pub mod channel;
 pub mod custody;
 mod destination;
@@ -23,6 +24,6 @@ mod role;
 mod source;
 mod updates;
 
-pub use custody::{Custody, Recorded, Records};
+pub use custody::{Custody, RecordArbiter, Recorded, Records};
 pub use driver::{Drivers, RecordKeeper, Unwritten};
 pub use migrations::{Migrations, Settings, Unresolved};

@@ -58,9 +58,10 @@ pub fn at_source(report: &SourceReport, run: RunState, stream: Option<&StreamSta
             }),
             StreamState::Failed => events.push(SourceEvent::StreamFailed { running }),
             StreamState::Cancelled => events.push(match report {
-                SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => {
-                    SourceEvent::StreamFailed { running }
-                }
+                SourceReport::Switching { .. }
+                | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded => SourceEvent::StreamFailed { running },
                 SourceReport::Begun
                 | SourceReport::Streaming
                 | SourceReport::Stopped { .. }
@@ -110,6 +111,7 @@ pub fn at_destination(
         | DestinationReport::Preparing
         | DestinationReport::Loaded
         | DestinationReport::Blocked
+        | DestinationReport::Deciding
         | DestinationReport::Holding { .. }
         | DestinationReport::Reverting(_)
         | DestinationReport::Reverted(_)
@@ -139,6 +141,7 @@ mod tests {
     const SWITCHING: SourceReport = SourceReport::Switching {
         sealed: true,
         ready: false,
+        wanted: Some(Wanted::Run),
     };
 
     #[test]

@@ -97,12 +97,15 @@ impl<R: Roles> AgentService<R> {
             | Order::Ready
             | Order::Confirm
             | Order::AbortSource(_)
+            | Order::ArbitrateSource(_)
             | Order::Settle
             | Order::Retune { .. }
             | Order::Drive(_) => ("source", &terms.source),
-            Order::Prepare { .. } | Order::Finish(_) | Order::AbortDestination(_) => {
-                ("destination", &terms.destination)
-            }
+            Order::Prepare { .. }
+            | Order::Finish(_)
+            | Order::AbortDestination(_)
+            | Order::SourceStands(_)
+            | Order::ArbitrateDestination => ("destination", &terms.destination),
         };
         if *named == self.host {
             return Ok(());

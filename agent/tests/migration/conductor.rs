@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use godwit_agent::migration::{Migrations, Recorded, Records};
+use godwit_agent::migration::{Migrations, RecordArbiter, Recorded, Records};
 use godwit_handover::{
     Cause, Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, Stand, Terms,
 };
@@ -41,6 +41,17 @@ impl Records for Record {
             view: self.view(),
             definition: String::new(),
         })
+    }
+}
+
+#[async_trait]
+impl RecordArbiter for Record {
+    async fn decide(&self, terms: &Terms, decision: Decision) -> Option<RecordView> {
+        let mut record = self.0.lock().unwrap();
+        if record.migration.as_ref() == Some(&terms.migration) && record.decision == Decision::None {
+            record.decision = decision;
+        }
+        Some(record.clone())
     }
 }
 
@@ -196,6 +207,9 @@ impl Conductor {
             DriverEffect::AbortSource(cause) => (source, Order::AbortSource(cause)),
             DriverEffect::AbortDestination(cause) => (destination, Order::AbortDestination(cause)),
             DriverEffect::Settle => (source, Order::Settle),
+            DriverEffect::TellStanding(standing) => (destination, Order::SourceStands(standing)),
+            DriverEffect::ArbitrateSource(cause) => (source, Order::ArbitrateSource(cause)),
+            DriverEffect::ArbitrateDestination => (destination, Order::ArbitrateDestination),
         };
         let (side, order) = order;
         let name = order.name();

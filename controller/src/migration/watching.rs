@@ -147,6 +147,9 @@ impl Drive {
             | DriverEffect::Confirm
             | DriverEffect::AbortSource(_)
             | DriverEffect::AbortDestination(_)
+            | DriverEffect::TellStanding(_)
+            | DriverEffect::ArbitrateSource(_)
+            | DriverEffect::ArbitrateDestination
             | DriverEffect::Settle => {}
         }
     }
@@ -209,6 +212,8 @@ impl Drive {
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -274,6 +279,9 @@ impl Drive {
             | Key::Confirm
             | Key::AbortDestination
             | Key::Settle
+            | Key::TellStanding
+            | Key::ArbitrateSource
+            | Key::ArbitrateDestination
             | Key::Retune => false,
         };
         let known = self.driving().is_some() || matches!(self.driver.source(), SideView::Reported(_));

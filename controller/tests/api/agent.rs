@@ -136,6 +136,7 @@ impl Agent {
             SourceReport::Switching {
                 sealed: true,
                 ready: false,
+                wanted: Some(Wanted::Run),
             },
         );
         destination.tell_destination(migration, DestinationReport::Loaded);
@@ -201,6 +202,11 @@ impl Agent {
                 drop(script);
                 self.updates(migration)
                     .send_modify(|update| update.driving = driving);
+            }
+            Order::SourceStands(_) => {}
+            Order::ArbitrateSource(cause) => self.tell_source(migration, SourceReport::Aborted(*cause)),
+            Order::ArbitrateDestination => {
+                self.tell_destination(migration, DestinationReport::Holding { running: true });
             }
             Order::Settle => self.tell_source(migration, SourceReport::Aborted(Cause::Reverted)),
         }

@@ -23,7 +23,10 @@ async fn a_guest_moves_and_moves_back() {
     eprintln!("create to Succeeded: {:?}", started.elapsed());
 
     assert_eq!(world.orders("a"), ["Begin", "Perform", "Ready", "Confirm"]);
-    assert_eq!(world.orders("b"), ["Prepare", "Finish"]);
+    let mut to_destination = world.orders("b");
+    // Told beside the rest, so that the record can decide where Go is lost.
+    to_destination.retain(|order| order != "SourceStands");
+    assert_eq!(to_destination, ["Prepare", "Finish"]);
     let record = world.record(&guest).await.unwrap().spec;
     assert_eq!(
         (record.holder.as_str(), record.epoch, record.decision),
@@ -252,7 +255,7 @@ async fn a_cancellation_that_crosses_the_arming_leaves_the_record_decided() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a Kubernetes API server"]
 async fn a_cancellation_after_the_handover_has_begun_is_told_to_come_too_late() {
-    use godwit_handover::{DestinationReport, SourceReport};
+    use godwit_handover::{DestinationReport, SourceReport, Wanted};
     use godwit_protocol::Side;
     let world = World::new().await;
     world.running_guest("web").await;
@@ -264,6 +267,7 @@ async fn a_cancellation_after_the_handover_has_begun_is_told_to_come_too_late() 
     let switching = SourceReport::Switching {
         sealed: true,
         ready: false,
+        wanted: Some(Wanted::Run),
     };
     let source = world.agents["a"].agent.updates(&migration);
     source.send_modify(|update| update.side = Some(Side::Source(switching)));
@@ -330,11 +334,12 @@ async fn a_killed_controller_is_followed_by_one_that_goes_on() {
         .unwrap()
         .uid()
         .unwrap();
-    use godwit_handover::{DestinationReport, SourceReport};
+    use godwit_handover::{DestinationReport, SourceReport, Wanted};
     use godwit_protocol::Side;
     let switching = SourceReport::Switching {
         sealed: true,
         ready: false,
+        wanted: Some(Wanted::Run),
     };
     let source = world.agents["a"].agent.updates(&migration);
     source.send_modify(|update| update.side = Some(Side::Source(switching)));

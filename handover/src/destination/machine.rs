@@ -3,7 +3,7 @@
 
 use super::{Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, Stage};
 use crate::gates::Gates;
-use crate::terms::{Cause, Channel, Go, Refusal, Step, Terms, Wanted};
+use crate::terms::{Cause, Channel, Go, GoEvidence, Refusal, Step, Terms, Wanted};
 
 type Out = Step<DestinationEffect>;
 
@@ -26,6 +26,7 @@ impl Destination {
                 terms,
                 gates,
                 refusals: 0,
+                told: None,
                 stage: Stage::PrepareJournal,
             },
             Step::one(DestinationEffect::Journal(entry)),
@@ -53,7 +54,9 @@ impl Destination {
             Stage::Receiving => DestinationReport::Receiving,
             Stage::Loaded {
                 journal_broken: false,
-            } => DestinationReport::Loaded,
+            }
+            | Stage::Asking => DestinationReport::Loaded,
+            Stage::CommitJournal { .. } | Stage::Committing { .. } => DestinationReport::Deciding,
             Stage::Loaded { journal_broken: true } => DestinationReport::Blocked,
             Stage::ContJournal { .. } | Stage::Starting { .. } | Stage::RefusedJournal { .. } => {
                 DestinationReport::Starting
@@ -86,7 +89,10 @@ impl Destination {
             }
             DestinationEvent::Finish(go) => self.finish(go),
             DestinationEvent::Abort(cause) => self.abort(cause),
-            DestinationEvent::DriverSilent => self.unused(Cause::DriverSilent),
+            DestinationEvent::SourceStands(standing) => self.source_stands(standing),
+            DestinationEvent::Arbitrate => self.arbitrate(true),
+            DestinationEvent::RecordRead(record) => self.record_read(record.as_ref()),
+            DestinationEvent::DriverSilent => self.driver_silent(),
             DestinationEvent::NobodyConnected => self.unused(Cause::StreamFailed),
             DestinationEvent::Journaled(entry) => self.journaled(&entry),
             DestinationEvent::JournalFailed => self.journal_failed(),
@@ -106,15 +112,13 @@ impl Destination {
     /// Rule 3: the guest runs only with a received Go, after `cont-issued` was journaled.
     fn finish(&mut self, go: Go) -> Out {
         match self.stage {
+            // The source's word is enough by itself: a commitment that is on its way says nothing else.
             Stage::Loaded {
                 journal_broken: false,
-            } => {
-                self.stage = Stage::ContJournal { go };
-                Step::one(DestinationEffect::Journal(match go.wanted {
-                    Wanted::Run => DestinationEntry::ContIssued(go),
-                    Wanted::StayStopped => DestinationEntry::TakenOver(go),
-                }))
             }
+            | Stage::Asking
+            | Stage::CommitJournal { .. }
+            | Stage::Committing { .. } => self.start(go),
             Stage::Loaded { journal_broken: true }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
@@ -130,14 +134,27 @@ impl Destination {
         }
     }
 
+    pub(super) fn start(&mut self, go: Go) -> Out {
+        self.stage = Stage::ContJournal { go };
+        Step::one(DestinationEffect::Journal(match go.wanted {
+            Wanted::Run => DestinationEntry::ContIssued(go),
+            Wanted::StayStopped => DestinationEntry::TakenOver(go),
+        }))
+    }
+
     /// The driver's word that the source keeps the guest. Once Go has arrived it comes too late.
     fn abort(&mut self, cause: Cause) -> Out {
         match self.stage {
             Stage::PrepareJournal => self.revert(cause, false),
-            Stage::Launching | Stage::Prepared { .. } | Stage::Receiving | Stage::Loaded { .. } => {
-                self.revert(cause, true)
-            }
-            Stage::ContJournal { .. }
+            Stage::Launching
+            | Stage::Prepared { .. }
+            | Stage::Receiving
+            | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::CommitJournal { .. } => self.revert(cause, true),
+            // Committed may stand in the record: what it says is waited for.
+            Stage::Committing { .. }
+            | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
             | Stage::Holding { .. } => Step::refuse(Refusal::TooLate),
@@ -149,13 +166,16 @@ impl Destination {
     }
 
     /// A process that has taken nothing yet may be given up because of a silence: it holds no image.
-    fn unused(&mut self, cause: Cause) -> Out {
+    pub(super) fn unused(&mut self, cause: Cause) -> Out {
         match self.stage {
             Stage::Prepared { .. } => self.revert(cause, true),
             Stage::PrepareJournal
             | Stage::Launching
             | Stage::Receiving
             | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::CommitJournal { .. }
+            | Stage::Committing { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -167,7 +187,7 @@ impl Destination {
         }
     }
 
-    fn revert(&mut self, cause: Cause, alive: bool) -> Out {
+    pub(super) fn revert(&mut self, cause: Cause, alive: bool) -> Out {
         self.stage = Stage::RevertJournal { cause, alive };
         Step::one(DestinationEffect::Journal(DestinationEntry::RevertIntent {
             cause,
@@ -180,6 +200,10 @@ impl Destination {
                 self.stage = Stage::Launching;
                 Step::one(DestinationEffect::Launch)
             }
+            (Stage::CommitJournal { go }, DestinationEntry::CommitIntent(_)) => {
+                self.stage = Stage::Committing { go: *go };
+                Step::one(DestinationEffect::DecideCommitted)
+            }
             (Stage::ContJournal { go }, DestinationEntry::ContIssued(_)) => {
                 self.stage = Stage::Starting { go: *go };
                 Step::one(DestinationEffect::Resume)
@@ -187,6 +211,13 @@ impl Destination {
             (Stage::ContJournal { .. }, DestinationEntry::TakenOver(_)) => {
                 self.stage = Stage::Holding { running: false };
                 Step::none()
+            }
+            // Nobody gives a Go again that nobody gave: the record is read once more.
+            (Stage::RefusedJournal { go }, DestinationEntry::ContRefused)
+                if go.evidence == GoEvidence::Committed =>
+            {
+                self.stage = Stage::Committing { go: *go };
+                Step::one(DestinationEffect::DecideCommitted)
             }
             // The driver sees Loaded and gives the source's Go again.
             (Stage::RefusedJournal { .. }, DestinationEntry::ContRefused) => {
@@ -225,7 +256,7 @@ impl Destination {
                 };
                 Step::none()
             }
-            Stage::ContJournal { .. } | Stage::RefusedJournal { .. } => {
+            Stage::CommitJournal { .. } | Stage::ContJournal { .. } | Stage::RefusedJournal { .. } => {
                 self.stage = Stage::Loaded { journal_broken: true };
                 Step::none()
             }
@@ -243,6 +274,8 @@ impl Destination {
             | Stage::Prepared { .. }
             | Stage::Receiving
             | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::Committing { .. }
             | Stage::Starting { .. }
             | Stage::Holding { .. }
             | Stage::Destroying { .. }
@@ -271,6 +304,9 @@ impl Destination {
             | Stage::Prepared { .. }
             | Stage::Receiving
             | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::CommitJournal { .. }
+            | Stage::Committing { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -302,6 +338,9 @@ impl Destination {
             Stage::PrepareJournal
             | Stage::Launching
             | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::CommitJournal { .. }
+            | Stage::Committing { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -360,9 +399,13 @@ impl Destination {
             Stage::PrepareJournal => Step::none(),
             // `LaunchFailed` follows and says so.
             Stage::Launching => Step::none(),
-            Stage::Prepared { .. } | Stage::Receiving | Stage::Loaded { .. } => {
-                self.revert(Cause::DestinationDied, false)
-            }
+            // A commitment that is on its way, or written, is taken back by what follows from this (rule 4).
+            Stage::Prepared { .. }
+            | Stage::Receiving
+            | Stage::Loaded { .. }
+            | Stage::Asking
+            | Stage::CommitJournal { .. }
+            | Stage::Committing { .. } => self.revert(Cause::DestinationDied, false),
             // `cont-issued` is being written; the guest was not let run yet, and will not be.
             Stage::ContJournal { .. } => self.revert(Cause::DestinationDied, false),
             // It was let run, or may have been.

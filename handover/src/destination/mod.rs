@@ -1,13 +1,16 @@
-//! The destination's side of a migration: it runs the guest only with a received Go.
+//! The destination's side of a migration: it runs the guest only with a received Go, or with its own commitment of the
+//! record.
 //!
 //! ```text
 //! PrepareJournal → Launching → Prepared → Receiving → Loaded → ContJournal → Starting → Holding
 //!                                                       ↑ cont refused └──────┘
+//! Loaded, in doubt, and the source is known to stand still: CommitJournal → Committing → ContJournal
 //! any of them before ContJournal → RevertJournal → Destroying → Reverted
 //! ```
 //! `cont-issued` is journaled before the guest is let run (rule 3). Giving the copy up is journaled first too
 //! (rule 4) and forbids running it for ever. A loaded guest is never given up because of a time-out.
 
+mod arbitration;
 mod machine;
 mod recovery;
 
@@ -16,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use recovery::DestinationFacts;
 
 use crate::gates::Gates;
-use crate::terms::{Cause, Channel, Go, Terms};
+use crate::terms::{Cause, Channel, Go, RecordView, Standing, Terms};
 
 /// The destination's side of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +28,8 @@ pub struct Destination {
     pub(crate) gates: Gates,
     /// How often the hypervisor has refused to let the guest run.
     pub(crate) refusals: u8,
+    /// That the source's guest does not run again by itself, once that was told.
+    pub(crate) told: Option<Standing>,
     pub(crate) stage: Stage,
 }
 
@@ -33,17 +38,48 @@ pub struct Destination {
 pub(crate) enum Stage {
     PrepareJournal,
     Launching,
-    Prepared { channel: Channel },
+    Prepared {
+        channel: Channel,
+    },
     Receiving,
-    Loaded { journal_broken: bool },
-    ContJournal { go: Go },
-    Starting { go: Go },
-    RefusedJournal { go: Go },
-    Holding { running: bool },
-    RevertJournal { cause: Cause, alive: bool },
-    Destroying { cause: Cause },
-    Reverted { cause: Cause },
-    Lost { cause: Cause },
+    Loaded {
+        journal_broken: bool,
+    },
+    /// Loaded, and the record is read: somebody may have decided.
+    Asking,
+    /// That the record is to be committed is being journaled.
+    CommitJournal {
+        go: Go,
+    },
+    /// Committed is being written into the record.
+    Committing {
+        go: Go,
+    },
+    ContJournal {
+        go: Go,
+    },
+    Starting {
+        go: Go,
+    },
+    RefusedJournal {
+        go: Go,
+    },
+    Holding {
+        running: bool,
+    },
+    RevertJournal {
+        cause: Cause,
+        alive: bool,
+    },
+    Destroying {
+        cause: Cause,
+    },
+    Reverted {
+        cause: Cause,
+    },
+    Lost {
+        cause: Cause,
+    },
 }
 
 /// What happens to the destination.
@@ -55,6 +91,12 @@ pub enum DestinationEvent {
     Finish(Go),
     /// Order: the source keeps the guest; give the copy up.
     Abort(Cause),
+    /// Order, or rather news: the source's guest does not run again by itself.
+    SourceStands(Standing),
+    /// Order: the source is not heard; have the record decide.
+    Arbitrate,
+    /// The record, read fresh. `None`: it could not be read, or is missing, which is evidence of nothing.
+    RecordRead(Option<RecordView>),
     /// The driver has been silent for longer than the keepalive allows.
     DriverSilent,
     /// Nobody has opened the channel in time.
@@ -95,6 +137,11 @@ pub enum DestinationEffect {
     /// Let the guest run; answered by `Resumed`, `ResumeRefused`, `NotRunnable` or `Died`. Without an answer, look
     /// at what the guest does until there is one. A repetition comes after a pause.
     Resume,
+    /// Read the guest's record, fresh; answered by `RecordRead`.
+    ReadRecord,
+    /// Write Committed into the record by compare-and-swap, if it is undecided; answered by `RecordRead` with what it
+    /// says then. A repetition comes after a pause.
+    DecideCommitted,
     /// Destroy the process and close the channel; answered by `Destroyed`.
     Destroy,
 }
@@ -107,6 +154,8 @@ pub enum DestinationEntry {
         /// Its terms.
         terms: Terms,
     },
+    /// The record is asked to say Committed; with it the guest is let run as this says.
+    CommitIntent(Go),
     /// The guest is about to be let run.
     ContIssued(Go),
     /// The hypervisor refused that, and the guest was seen to stand still.
@@ -138,6 +187,8 @@ pub enum DestinationReport {
     Loaded,
     /// The guest is loaded, and may not be let run because the journal takes no entries.
     Blocked,
+    /// The record is being asked whether the guest is to run here.
+    Deciding,
     /// The guest is being let run.
     Starting,
     /// The destination has the guest.

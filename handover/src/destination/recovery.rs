@@ -21,6 +21,7 @@ pub enum DestinationFacts {
 /// The journal read from its beginning, with the later entries winning.
 struct Story {
     terms: Terms,
+    committing: Option<Go>,
     issued: Option<Go>,
     taken_over: bool,
     revert: Option<Cause>,
@@ -35,6 +36,7 @@ fn read(entries: &[DestinationEntry]) -> Option<Story> {
     };
     let mut story = Story {
         terms: terms.clone(),
+        committing: None,
         issued: None,
         taken_over: false,
         revert: None,
@@ -44,6 +46,7 @@ fn read(entries: &[DestinationEntry]) -> Option<Story> {
     for entry in rest {
         match entry {
             DestinationEntry::Prepared { .. } => return None,
+            DestinationEntry::CommitIntent(go) => story.committing = Some(*go),
             DestinationEntry::ContIssued(go) => story.issued = Some(*go),
             DestinationEntry::ContRefused => {
                 story.issued = None;
@@ -72,6 +75,7 @@ impl Destination {
                 terms: story.terms,
                 gates,
                 refusals: story.refusals,
+                told: None,
                 stage,
             },
             Step::many(effects),
@@ -113,6 +117,10 @@ fn stand(story: &Story, facts: DestinationFacts) -> (Stage, Vec<DestinationEffec
                 vec![DestinationEffect::Resume],
             ),
         };
+    }
+    // Only a loaded guest is committed for; and what was told to commit it holds for ever.
+    if let (Some(go), DestinationFacts::Alive { running: false, .. }) = (story.committing, facts) {
+        return (Stage::Committing { go }, vec![DestinationEffect::DecideCommitted]);
     }
     unstarted(facts)
 }

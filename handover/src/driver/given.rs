@@ -37,6 +37,12 @@ pub enum OrderKey {
     AbortDestination,
     /// To the source: read the record.
     Settle,
+    /// To the destination: the source's guest does not run again by itself.
+    TellStanding,
+    /// To the source: have the record decide.
+    ArbitrateSource,
+    /// To the destination: have the record decide.
+    ArbitrateDestination,
     /// To the source: another limit for the stream. It follows from no report, but from a person's wish.
     Retune,
 }
@@ -57,6 +63,9 @@ impl OrderKey {
             DriverEffect::AbortDestination(_) => Self::AbortDestination,
             DriverEffect::DecideRecord(_) => Self::Decide,
             DriverEffect::Settle => Self::Settle,
+            DriverEffect::TellStanding(_) => Self::TellStanding,
+            DriverEffect::ArbitrateSource(_) => Self::ArbitrateSource,
+            DriverEffect::ArbitrateDestination => Self::ArbitrateDestination,
         }
     }
 
@@ -73,6 +82,9 @@ impl OrderKey {
             | Self::AbortSource
             | Self::AbortDestination
             | Self::Settle
+            | Self::TellStanding
+            | Self::ArbitrateSource
+            | Self::ArbitrateDestination
             | Self::Retune => false,
         }
     }

@@ -5,46 +5,46 @@ use crate::destination::DestinationReport;
 use crate::source::SourceReport;
 use crate::terms::{Cause, Decision, Go, Phase, RecordView, Step, Terms};
 
-/// What follows from what is known: at most one order, and where that leaves the driver.
-struct Next {
-    effect: Option<DriverEffect>,
-    stand: Stand,
+/// What follows from what is known: what is to be done, each for itself, and where that leaves the driver.
+pub(super) struct Next {
+    pub(super) effects: Vec<DriverEffect>,
+    pub(super) stand: Stand,
 }
 
 impl Next {
     fn order_source(effect: DriverEffect) -> Self {
         Self {
-            effect: Some(effect),
+            effects: vec![effect],
             stand: Stand::Waiting { wait: Wait::Source },
         }
     }
 
     fn order_destination(effect: DriverEffect) -> Self {
         Self {
-            effect: Some(effect),
+            effects: vec![effect],
             stand: Stand::Waiting {
                 wait: Wait::Destination,
             },
         }
     }
 
-    fn write(effect: DriverEffect) -> Self {
+    pub(super) fn write(effect: DriverEffect) -> Self {
         Self {
-            effect: Some(effect),
+            effects: vec![effect],
             stand: Stand::Waiting { wait: Wait::Record },
         }
     }
 
-    fn wait(wait: Wait) -> Self {
+    pub(super) fn wait(wait: Wait) -> Self {
         Self {
-            effect: None,
+            effects: vec![],
             stand: Stand::Waiting { wait },
         }
     }
 
     fn end(outcome: Outcome) -> Self {
         Self {
-            effect: None,
+            effects: vec![],
             stand: Stand::Ended(outcome),
         }
     }
@@ -61,6 +61,8 @@ impl Driver {
             record: None,
             channel: None,
             give_up: None,
+            source_silent: false,
+            destination_silent: false,
             phase: Phase::Begin,
         }
     }
@@ -85,7 +87,7 @@ impl Driver {
         &self.destination
     }
 
-    /// Takes an event; gives the new state and the order that follows from it, if it changed anything.
+    /// Takes an event; gives the new state and the orders that follow from it, if it changed anything.
     #[must_use]
     pub fn step(&self, event: DriverEvent) -> (Self, Step<DriverEffect>) {
         let mut next = self.clone();
@@ -99,6 +101,8 @@ impl Driver {
                 next.destination = view(report);
             }
             DriverEvent::Record(record) => next.record = Some(record),
+            DriverEvent::SourceSilent(silent) => next.source_silent = silent,
+            DriverEvent::DestinationSilent(silent) => next.destination_silent = silent,
             DriverEvent::OrderFailed(cause) => next.give_up = next.give_up.or(Some(cause)),
         }
         next.phase = next.phase.max(next.judge_phase());
@@ -109,10 +113,10 @@ impl Driver {
         (next, Step::many(effects))
     }
 
-    /// The order that follows from what is known. It is to be given again from time to time until the reports
+    /// The orders that follow from what is known. They are to be given again from time to time until the reports
     /// move on: an order or a report may have been lost.
     pub fn next(&self) -> Vec<DriverEffect> {
-        self.judge().effect.into_iter().collect()
+        self.judge().effects
     }
 
     /// Where the driver stands.
@@ -133,7 +137,7 @@ impl Driver {
         if record.migration.as_deref() != Some(self.terms.migration.as_str()) {
             return self.unarmed(record);
         }
-        self.undecided()
+        self.in_the_silence(self.undecided())
     }
 
     /// The record is not armed for this migration (yet, or any more).
@@ -169,6 +173,7 @@ impl Driver {
                 | DestinationReport::Receiving
                 | DestinationReport::Loaded
                 | DestinationReport::Blocked
+                | DestinationReport::Deciding
                 | DestinationReport::Starting
                 | DestinationReport::Reverting(_)
                 | DestinationReport::Reverted(_),
@@ -177,17 +182,22 @@ impl Driver {
         match &self.source {
             SideView::Reported(SourceReport::Released) => Next::end(outcome),
             SideView::Unheard => Next::wait(Wait::Source),
-            SideView::Reported(SourceReport::GoSent(_)) => Next::order_source(DriverEffect::Confirm),
+            // Without a Go where the destination has committed by itself.
+            SideView::Reported(
+                SourceReport::GoSent(_)
+                | SourceReport::Switching { .. }
+                | SourceReport::InDoubt { .. }
+                | SourceReport::Died
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded,
+            ) => Next::order_source(DriverEffect::Confirm),
             SideView::NoSuchMigration
             | SideView::Reported(
                 SourceReport::Begun
                 | SourceReport::Streaming
                 | SourceReport::Stopped { .. }
-                | SourceReport::Switching { .. }
-                | SourceReport::InDoubt { .. }
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)
-                | SourceReport::Died
                 | SourceReport::Lost(_),
             ) => Next::wait(Wait::Decision),
         }
@@ -211,6 +221,8 @@ impl Driver {
                 SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
                 | SourceReport::GoSent(_)
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::Died,
             ) => Next::order_source(DriverEffect::Settle),
             SideView::Reported(
@@ -233,7 +245,9 @@ impl Driver {
     fn clear_destination(&self, cause: Cause) -> Result<(), Next> {
         match &self.destination {
             SideView::NoSuchMigration | SideView::Reported(DestinationReport::Reverted(_)) => Ok(()),
-            SideView::Unheard | SideView::Reported(DestinationReport::Reverting(_)) => {
+            // It reads by itself what the record says.
+            SideView::Unheard
+            | SideView::Reported(DestinationReport::Reverting(_) | DestinationReport::Deciding) => {
                 Err(Next::wait(Wait::Destination))
             }
             SideView::Reported(
@@ -256,9 +270,11 @@ impl Driver {
             SideView::Reported(report) => match report {
                 SourceReport::Begun => self.begun(),
                 SourceReport::Streaming | SourceReport::Stopped { .. } => self.streaming(),
-                SourceReport::Switching { ready, .. } => self.switching(*ready),
-                SourceReport::InDoubt { sealed, ready } => self.in_doubt(*sealed, *ready),
+                SourceReport::Switching { ready, .. } | SourceReport::InDoubt { ready, .. } => {
+                    self.switching(*ready)
+                }
                 SourceReport::Died => self.switching(false),
+                SourceReport::Deciding { .. } | SourceReport::Yielded => self.given_to_the_record(),
                 SourceReport::GoSent(go) => self.go_sent(*go),
                 SourceReport::Aborting(_) => Next::wait(Wait::Source),
                 SourceReport::Aborted(cause) | SourceReport::Lost(cause) => {
@@ -311,6 +327,7 @@ impl Driver {
             }
             SideView::Reported(
                 DestinationReport::Blocked
+                | DestinationReport::Deciding
                 | DestinationReport::Starting
                 | DestinationReport::Holding { .. }
                 | DestinationReport::Reverting(_)
@@ -334,42 +351,49 @@ impl Driver {
                 Next::order_source(DriverEffect::Ready)
             }
             SideView::Reported(DestinationReport::Loaded) => Next::wait(Wait::Source),
-            SideView::Reported(DestinationReport::Reverted(_)) => {
-                Next::write(DriverEffect::DecideRecord(Decision::Reverted))
+            SideView::NoSuchMigration | SideView::Reported(DestinationReport::Blocked) => {
+                Next::wait(Wait::Decision)
             }
             SideView::Unheard
             | SideView::Reported(
                 DestinationReport::Preparing
                 | DestinationReport::Prepared(_)
                 | DestinationReport::Receiving
-                | DestinationReport::Reverting(_),
-            ) => Next::wait(Wait::Destination),
-            SideView::NoSuchMigration
-            | SideView::Reported(
-                DestinationReport::Blocked
+                | DestinationReport::Deciding
                 | DestinationReport::Starting
                 | DestinationReport::Holding { .. }
+                | DestinationReport::Reverting(_)
+                | DestinationReport::Reverted(_)
                 | DestinationReport::Lost(_),
-            ) => Next::wait(Wait::Decision),
+            ) => self.destination_acts(),
         }
     }
 
-    /// An unsealed source whose stream failed late may restart by itself at any moment, so it cannot say Go; and
-    /// the destination may hold the only copy that survives, so it is not given up. Someone has to decide.
-    fn in_doubt(&self, sealed: bool, ready: bool) -> Next {
-        let loaded = matches!(self.destination, SideView::Reported(DestinationReport::Loaded));
-        if loaded && ready && !sealed {
-            Next::wait(Wait::Decision)
-        } else {
-            self.switching(ready)
-        }
-    }
-
-    fn go_sent(&self, go: Go) -> Next {
-        match &self.destination {
-            SideView::Reported(DestinationReport::Loaded) => {
-                Next::order_destination(DriverEffect::Finish(go))
+    /// The source never says Go: the record decides, and whoever wins tells it.
+    fn given_to_the_record(&self) -> Next {
+        match (&self.source, &self.destination) {
+            (
+                SideView::Reported(SourceReport::Deciding { .. }),
+                SideView::Reported(
+                    DestinationReport::Preparing
+                    | DestinationReport::Prepared(_)
+                    | DestinationReport::Receiving
+                    | DestinationReport::Loaded
+                    | DestinationReport::Blocked,
+                )
+                | SideView::NoSuchMigration,
+            ) => Next::wait(Wait::Source),
+            (_, SideView::NoSuchMigration | SideView::Reported(DestinationReport::Blocked)) => {
+                Next::wait(Wait::Decision)
             }
+            (_, _) => self.destination_acts(),
+        }
+    }
+
+    /// What the destination does by itself, or has done.
+    fn destination_acts(&self) -> Next {
+        match &self.destination {
+            // It ran the guest, or runs it: with a Go, or with its own commitment.
             SideView::Reported(DestinationReport::Holding { .. } | DestinationReport::Lost(_)) => {
                 Next::write(DriverEffect::AdvanceRecord)
             }
@@ -377,9 +401,33 @@ impl Driver {
                 Next::write(DriverEffect::DecideRecord(Decision::Reverted))
             }
             SideView::Unheard
-            | SideView::Reported(DestinationReport::Starting | DestinationReport::Reverting(_)) => {
-                Next::wait(Wait::Destination)
+            | SideView::NoSuchMigration
+            | SideView::Reported(
+                DestinationReport::Preparing
+                | DestinationReport::Prepared(_)
+                | DestinationReport::Receiving
+                | DestinationReport::Loaded
+                | DestinationReport::Blocked
+                | DestinationReport::Deciding
+                | DestinationReport::Starting
+                | DestinationReport::Reverting(_),
+            ) => Next::wait(Wait::Destination),
+        }
+    }
+
+    fn go_sent(&self, go: Go) -> Next {
+        match &self.destination {
+            SideView::Reported(DestinationReport::Loaded | DestinationReport::Deciding) => {
+                Next::order_destination(DriverEffect::Finish(go))
             }
+            SideView::Unheard
+            | SideView::Reported(
+                DestinationReport::Starting
+                | DestinationReport::Holding { .. }
+                | DestinationReport::Reverting(_)
+                | DestinationReport::Reverted(_)
+                | DestinationReport::Lost(_),
+            ) => self.destination_acts(),
             SideView::NoSuchMigration
             | SideView::Reported(
                 DestinationReport::Preparing
@@ -408,6 +456,7 @@ impl Driver {
                 | DestinationReport::Receiving
                 | DestinationReport::Loaded
                 | DestinationReport::Blocked
+                | DestinationReport::Deciding
                 | DestinationReport::Starting
                 | DestinationReport::Holding { .. }
                 | DestinationReport::Lost(_),
@@ -437,6 +486,8 @@ impl Driver {
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::Died,
             ) => Phase::Perform,
             SideView::Reported(SourceReport::GoSent(_)) => Phase::Finish,

@@ -2,11 +2,13 @@
 //!
 //! It is level-triggered: it knows nothing but the last report of each side and what the record said, and gives
 //! the order that follows from them. So it may die at any moment; the next one starts from the same reports.
-//! It decides nothing about who may run the guest: only the source says Go and only the destination reverts.
+//! It decides nothing about who may run the guest: only the source says Go and only the destination reverts. Where one
+//! of them is not heard it has the other ask the record.
 
 mod given;
 mod machine;
 mod path;
+mod silence;
 mod stage;
 
 pub use given::{OrderKey, OrdersGiven};
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::destination::DestinationReport;
 use crate::source::SourceReport;
-use crate::terms::{Cause, Channel, Go, Phase, RecordView, Terms};
+use crate::terms::{Cause, Channel, Go, Phase, RecordView, Standing, Terms};
 
 /// The driver of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +31,8 @@ pub struct Driver {
     /// The channel that the destination last offered.
     pub(crate) channel: Option<Channel>,
     pub(crate) give_up: Option<Cause>,
+    pub(crate) source_silent: bool,
+    pub(crate) destination_silent: bool,
     pub(crate) phase: Phase,
 }
 
@@ -54,6 +58,10 @@ pub enum DriverEvent {
     Destination(Option<DestinationReport>),
     /// The record, read fresh or as just written.
     Record(RecordView),
+    /// Whether the source has not been heard for longer than a guest is to stand still for it.
+    SourceSilent(bool),
+    /// Whether the destination has not been heard for longer than a guest is to stand still for it.
+    DestinationSilent(bool),
     /// An order before the switchover was refused for good, or could not be delivered in time.
     OrderFailed(Cause),
 }
@@ -85,6 +93,12 @@ pub enum DriverEffect {
     DecideRecord(crate::terms::Decision),
     /// To the source: read the record.
     Settle,
+    /// To the destination: the source's guest does not run again by itself.
+    TellStanding(Standing),
+    /// To the source: have the record decide.
+    ArbitrateSource(Cause),
+    /// To the destination: have the record decide.
+    ArbitrateDestination,
 }
 
 /// How a migration ended.

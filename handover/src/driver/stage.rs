@@ -14,6 +14,8 @@ impl Driver {
                 | SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -36,6 +38,8 @@ impl Driver {
                 SourceReport::Stopped { .. }
                 | SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -52,6 +56,8 @@ impl Driver {
             SideView::Reported(
                 SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Died,
@@ -81,6 +87,8 @@ impl Driver {
                 SourceReport::Begun
                 | SourceReport::Streaming
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)

@@ -2,7 +2,7 @@
 
 use super::stage::{Group, Own, Stage, Undo};
 use super::{Source, SourceEffect, SourceEntry};
-use crate::terms::{Cause, Step};
+use crate::terms::{Cause, Go, Step};
 
 type Out = Step<SourceEffect>;
 
@@ -34,14 +34,21 @@ impl Source {
                 Step::one(SourceEffect::CancelStream)
             }
             Group::Bound => {
-                // No Go without the journal: stopped, until the record is decided.
-                if let Stage::GoJournal { go, own } = self.stage {
-                    self.stage = Stage::Switching {
-                        sealed: go.sealed,
-                        own,
-                        peer_loaded: false,
-                    };
+                // No Go without the journal, and no abort either, which a restarted agent could not know of: stopped,
+                // until the record is decided.
+                let (Stage::GoJournal {
+                    go: Go { sealed, .. },
+                    own,
                 }
+                | Stage::DecideJournal { sealed, own, .. }) = self.stage
+                else {
+                    return Step::none();
+                };
+                self.stage = Stage::Switching {
+                    sealed,
+                    own,
+                    peer_loaded: false,
+                };
                 Step::none()
             }
             Group::LettingGo => {
@@ -147,10 +154,7 @@ impl Source {
             // Nothing can be loaded elsewhere before the switchover: the guest died with its process.
             Group::Before | Group::Free | Group::GivingUp => self.end_lost(Cause::SourceDied),
             Group::Bound => {
-                if let Stage::Switching { own, .. }
-                | Stage::GoJournal { own, .. }
-                | Stage::GoSent { own, .. } = &mut self.stage
-                {
+                if let Some(own) = self.stage.own_mut() {
                     *own = Own::Dead;
                 }
                 self.consider_go()

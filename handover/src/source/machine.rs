@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::stage::{Own, SealEntry, Stage};
 use super::{Source, SourceEffect, SourceEntry, SourceEvent, SourceReport};
 use crate::gates::Gates;
-use crate::terms::{Cause, Refusal, Step, Terms, Wanted};
+use crate::terms::{Refusal, Step, Terms, Wanted};
 
 type Out = Step<SourceEffect>;
 
@@ -63,7 +63,7 @@ impl Source {
 
     /// What the driver is told.
     pub fn report(&self) -> SourceReport {
-        report_of(&self.stage)
+        report_of(&self.stage, self.wanted)
     }
 
     /// Takes an event; gives the new state and what is to be done.
@@ -82,8 +82,9 @@ impl Source {
             SourceEvent::Confirm => self.confirm(),
             SourceEvent::Abort(cause) => self.abort(cause, true),
             SourceEvent::Settle => self.settle(),
+            SourceEvent::Arbitrate(cause) => self.arbitrate_ordered(cause),
             SourceEvent::PathProven(proven) => self.path(proven),
-            SourceEvent::DriverSilent => self.abort(Cause::DriverSilent, false),
+            SourceEvent::DriverSilent => self.driver_silent(),
             SourceEvent::Journaled(entry) => self.journaled(&entry),
             SourceEvent::JournalFailed => self.journal_failed(),
             SourceEvent::StreamStarted => self.stream_started(),
@@ -147,6 +148,10 @@ impl Source {
                 self.stage = Stage::Releasing { go: *go };
                 Step::one(SourceEffect::Destroy)
             }
+            (Stage::DecideJournal { cause, sealed, own }, SourceEntry::Arbitrating { .. }) => {
+                let (cause, sealed, own) = (*cause, *sealed, *own);
+                self.decide(cause, sealed, own)
+            }
             (Stage::AbortJournal { cause, undo }, SourceEntry::AbortIntent { .. }) => {
                 let (cause, undo) = (*cause, *undo);
                 self.undo(cause, undo)
@@ -157,7 +162,7 @@ impl Source {
     }
 }
 
-fn report_of(stage: &Stage) -> SourceReport {
+fn report_of(stage: &Stage, wanted: Wanted) -> SourceReport {
     match stage {
         Stage::BeginJournal | Stage::Begun => SourceReport::Begun,
         Stage::Connecting | Stage::Streaming { .. } => SourceReport::Streaming,
@@ -174,20 +179,33 @@ fn report_of(stage: &Stage) -> SourceReport {
             Own::Running | Own::Completed => SourceReport::Switching {
                 sealed: *sealed,
                 ready: *peer_loaded,
+                wanted: Some(wanted),
             },
             Own::Failed | Own::Released => SourceReport::InDoubt {
                 sealed: *sealed,
                 ready: *peer_loaded,
+                wanted: Some(wanted),
             },
             Own::Dead => SourceReport::Died,
         },
         Stage::GoJournal { go, .. } => SourceReport::Switching {
             sealed: go.sealed,
             ready: true,
+            wanted: Some(wanted),
         },
+        Stage::DecideJournal { cause, sealed, own } | Stage::Deciding { cause, sealed, own } => {
+            SourceReport::Deciding {
+                cause: *cause,
+                dead: (*own == Own::Dead).then_some(wanted),
+                sealed: *sealed,
+            }
+        }
         // While the source lets go its process may still live: the driver waits for Released.
-        Stage::GoSent { go, .. } | Stage::ReleaseJournal { go } | Stage::Releasing { go } => {
-            SourceReport::GoSent(*go)
+        Stage::GoSent { go, .. }
+        | Stage::ReleaseJournal { go: Some(go) }
+        | Stage::Releasing { go: Some(go) } => SourceReport::GoSent(*go),
+        Stage::Yielded { .. } | Stage::ReleaseJournal { go: None } | Stage::Releasing { go: None } => {
+            SourceReport::Yielded
         }
         Stage::Released => SourceReport::Released,
         Stage::AbortJournal { cause, .. }

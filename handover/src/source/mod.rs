@@ -5,6 +5,8 @@
 //!                                         └───────(unsealed)───────────┘    → ReleaseJournal → Releasing → Released
 //! any of them up to Gate → AbortJournal → Undoing → Restoring → Aborted
 //! Switching, GoSent, with a record read to say Reverted → AbortJournal → Undoing → Reclaiming → Restoring → Aborted
+//! Switching, in doubt → DecideJournal → Deciding → with a record read to say Aborted: as above
+//!                                               → with a record read to say Committed: Yielded → ReleaseJournal → …
 //! ```
 //! Up to `Gate` the source resumes on its own. From `Switching` on (rule 1) it does so only on a record that was
 //! read to say Aborted or Reverted. Go is said only after it was journaled (rule 2), and an abort is journaled
@@ -54,6 +56,8 @@ pub enum SourceEvent {
     Abort(Cause),
     /// Order: the record may have been decided; read it.
     Settle,
+    /// Order: the destination is not heard; have the record decide.
+    Arbitrate(Cause),
     /// The driver has proved, or has ceased to prove, that Ready and Go get through and the API server answers.
     PathProven(bool),
     /// The driver has been silent for longer than the keepalive allows.
@@ -132,6 +136,9 @@ pub enum SourceEffect {
     Restore(Wanted),
     /// Read the guest's record, fresh; answered by `RecordRead`.
     ReadRecord,
+    /// Write Aborted into the record by compare-and-swap, if it is undecided; answered by `RecordRead` with what it
+    /// says then. A repetition comes after a pause.
+    DecideAborted,
     /// Destroy the process; answered by `Destroyed`.
     Destroy,
 }
@@ -159,6 +166,11 @@ pub enum SourceEntry {
         cause: Cause,
         /// Whether a switchover was under way (its disks may have to be taken back).
         switchover: bool,
+    },
+    /// Go will never be said, and the record is asked to say Aborted.
+    Arbitrating {
+        /// Why.
+        cause: Cause,
     },
     /// Go was said.
     GoSent(Go),
@@ -194,6 +206,8 @@ pub enum SourceReport {
         sealed: bool,
         /// Whether Ready has arrived.
         ready: bool,
+        /// What the guest is to do; `None` from an agent that does not tell it.
+        wanted: Option<Wanted>,
     },
     /// The stream failed after the switchover was ordered, and whether the destination has the guest is not known
     /// here: stopped until Ready arrives or the record is read to say Reverted.
@@ -202,7 +216,21 @@ pub enum SourceReport {
         sealed: bool,
         /// Whether Ready has arrived.
         ready: bool,
+        /// What the guest is to do; `None` from an agent that does not tell it.
+        wanted: Option<Wanted>,
     },
+    /// Go will never be said: the record is being asked whether the guest comes back here.
+    Deciding {
+        /// Why.
+        cause: Cause,
+        /// Whether the source's process is dead; what the guest is to do then.
+        dead: Option<Wanted>,
+        /// Whether a restart by itself is out of the question.
+        sealed: bool,
+    },
+    /// The record was read to say Committed: the guest is the destination's, and stands still here until the record
+    /// names the destination as its holder.
+    Yielded,
     /// Go: the destination may run the guest.
     GoSent(Go),
     /// The source's process is gone by our own hand. Final.

@@ -68,7 +68,8 @@ impl Source {
 
     pub(super) fn confirm(&mut self) -> Out {
         match self.stage.group() {
-            Group::Bound if matches!(self.stage, Stage::GoSent { .. }) => self.read_record(Reading::Confirm),
+            // Without a Go too: the destination may have committed the record by itself.
+            Group::Bound if !self.writing_a_promise() => self.read_record(Reading::Confirm),
             Group::Before | Group::Free | Group::Bound => Step::refuse(Refusal::TooEarly),
             Group::LettingGo | Group::Released => Step::none(),
             Group::GivingUp | Group::Over => Step::refuse(Refusal::Ended),
@@ -83,6 +84,58 @@ impl Source {
         }
     }
 
+    /// Whether an entry is on its way to the journal that says what this side will never do.
+    fn writing_a_promise(&self) -> bool {
+        matches!(self.stage, Stage::GoJournal { .. } | Stage::DecideJournal { .. })
+    }
+
+    /// Order: the destination is not heard.
+    pub(super) fn arbitrate_ordered(&mut self, cause: Cause) -> Out {
+        match self.stage.group() {
+            Group::Before | Group::Free => Step::refuse(Refusal::TooEarly),
+            Group::Bound => self.arbitrate(cause),
+            Group::LettingGo | Group::Released | Group::GivingUp | Group::Over => Step::none(),
+        }
+    }
+
+    pub(super) fn driver_silent(&mut self) -> Out {
+        match self.stage.group() {
+            Group::Bound => self.arbitrate(Cause::DriverSilent),
+            Group::Before
+            | Group::Free
+            | Group::LettingGo
+            | Group::Released
+            | Group::GivingUp
+            | Group::Over => self.abort(Cause::DriverSilent, false),
+        }
+    }
+
+    /// Rule 2: Aborted is asked of the record only where Go was never journaled, and after it was journaled that it
+    /// never will be. A dead process has nothing to come back to: it waits for Ready, or for the destination's own
+    /// commitment.
+    pub(super) fn arbitrate(&mut self, cause: Cause) -> Out {
+        let Stage::Switching { sealed, own, .. } = self.stage else {
+            return Step::none();
+        };
+        match own {
+            Own::Dead => Step::none(),
+            Own::Running | Own::Completed | Own::Failed | Own::Released => {
+                self.stage = Stage::DecideJournal { cause, sealed, own };
+                Step::one(SourceEffect::Journal(SourceEntry::Arbitrating { cause }))
+            }
+        }
+    }
+
+    pub(super) fn decide(&mut self, cause: Cause, sealed: bool, own: Own) -> Out {
+        self.stage = Stage::Deciding { cause, sealed, own };
+        self.reading = Some(Reading::Decide);
+        Step::one(if own == Own::Dead {
+            SourceEffect::ReadRecord
+        } else {
+            SourceEffect::DecideAborted
+        })
+    }
+
     fn read_record(&mut self, reading: Reading) -> Out {
         if self.reading.is_some() {
             return Step::none();
@@ -93,29 +146,63 @@ impl Source {
 
     /// Rules 1, 4 and 6: only a record that was read, and names this migration, moves the source here.
     pub(super) fn record_read(&mut self, record: Option<&RecordView>) -> Out {
-        let Some((reading, record)) = self.reading.take().zip(record) else {
+        let Some(reading) = self.reading.take() else {
             return Step::none();
         };
-        let (own, go) = if let Stage::GoSent { go, own } = self.stage {
-            (own, Some(go))
-        } else if let Stage::Switching { own, .. } | Stage::GoJournal { own, .. } = self.stage {
-            (own, None)
-        } else {
-            return Step::none();
+        let (own, go) = match self.stage {
+            Stage::GoSent { go, own } => (own, Some(go)),
+            Stage::Switching { own, .. }
+            | Stage::GoJournal { own, .. }
+            | Stage::Deciding { own, .. }
+            | Stage::Yielded { own } => (own, None),
+            // What is being journaled comes first; the record is read again after it.
+            Stage::DecideJournal { .. }
+            | Stage::BeginJournal
+            | Stage::Begun
+            | Stage::Connecting
+            | Stage::Streaming { .. }
+            | Stage::Sealing
+            | Stage::Sealed { .. }
+            | Stage::Gate { .. }
+            | Stage::ReleaseJournal { .. }
+            | Stage::Releasing { .. }
+            | Stage::Released
+            | Stage::AbortJournal { .. }
+            | Stage::Undoing { .. }
+            | Stage::Reclaiming { .. }
+            | Stage::Restoring { .. }
+            | Stage::Aborted { .. }
+            | Stage::Lost { .. } => return Step::none(),
         };
-        if record.reverted_for(&self.terms) {
-            return if own == Own::Dead {
-                self.end_lost(Cause::SourceDied)
-            } else {
-                self.journal_abort(Cause::Reverted, Undo::Switchover)
-            };
-        }
-        match (reading, go) {
-            (Reading::Confirm, Some(go)) if record.advanced_for(&self.terms) => {
-                self.stage = Stage::ReleaseJournal { go };
-                Step::one(SourceEffect::Journal(SourceEntry::Released))
+        if record.is_some_and(|record| record.reverted_for(&self.terms)) {
+            if own == Own::Dead {
+                return self.end_lost(Cause::SourceDied);
             }
-            (Reading::Confirm | Reading::Settle, _) => Step::none(),
+            let asked = if let Stage::Deciding { cause, .. } = self.stage {
+                Some(cause)
+            } else {
+                None
+            };
+            return self.journal_abort(asked.unwrap_or(Cause::Reverted), Undo::Switchover);
+        }
+        let advanced = record.is_some_and(|record| record.advanced_for(&self.terms));
+        if advanced && reading == Reading::Confirm {
+            self.stage = Stage::ReleaseJournal { go };
+            return Step::one(SourceEffect::Journal(SourceEntry::Released));
+        }
+        let Stage::Deciding { cause, sealed, own } = self.stage else {
+            return Step::none();
+        };
+        if advanced || record.is_some_and(|record| record.committed_for(&self.terms)) {
+            self.stage = Stage::Yielded { own };
+            return Step::none();
+        }
+        // Not written, or not known whether it was: it is asked again until the record says. A dead process has
+        // nothing to ask for; the driver tells when the record is to be read again.
+        if own == Own::Dead {
+            Step::none()
+        } else {
+            self.decide(cause, sealed, own)
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::stage::{Own, SealEntry, Stage, Undo};
+use super::stage::{Own, Reading, SealEntry, Stage, Undo};
 use super::{Source, SourceEffect, SourceEntry};
 use crate::gates::Gates;
 use crate::terms::{Cause, Go, Step, StreamFact, Terms, Wanted};
@@ -31,6 +31,7 @@ struct Story {
     budget: Duration,
     wanted: Option<Wanted>,
     sealed: bool,
+    arbitrating: Option<Cause>,
     abort: Option<(Cause, bool)>,
     go: Option<Go>,
     end: Option<End>,
@@ -52,6 +53,7 @@ fn read(entries: &[SourceEntry]) -> Option<Story> {
         budget: Duration::from_micros(*budget_micros),
         wanted: None,
         sealed: false,
+        arbitrating: None,
         abort: None,
         go: None,
         end: None,
@@ -63,6 +65,7 @@ fn read(entries: &[SourceEntry]) -> Option<Story> {
             SourceEntry::Intent { wanted } => story.wanted = Some(*wanted),
             SourceEntry::Sealed => story.sealed = true,
             SourceEntry::AbortIntent { cause, switchover } => story.abort = Some((*cause, *switchover)),
+            SourceEntry::Arbitrating { cause } => story.arbitrating = Some(*cause),
             SourceEntry::GoSent(go) => story.go = Some(*go),
             SourceEntry::Released => story.end = Some(End::Released),
             SourceEntry::Aborted { cause } => story.end = Some(End::Aborted(*cause)),
@@ -92,13 +95,14 @@ impl Source {
             SourceFacts::Alive { running: false, .. } | SourceFacts::Gone => Wanted::StayStopped,
         });
         let (stage, effects) = stand(&story, wanted, facts, gates);
+        let reading = matches!(stage, Stage::Deciding { .. }).then_some(Reading::Decide);
         let source = Self {
             terms: story.terms,
             gates,
             budget: story.budget,
             wanted,
             path_proven: false,
-            reading: None,
+            reading,
             stage,
         };
         Some((source, Step::many(effects)))
@@ -111,15 +115,19 @@ fn stand(story: &Story, wanted: Wanted, facts: SourceFacts, gates: Gates) -> (St
         Some(End::Aborted(cause)) => return (Stage::Aborted { cause }, vec![]),
         Some(End::Lost(cause)) => return (Stage::Lost { cause }, vec![]),
         Some(End::Released) => {
-            return match (alive, story.go) {
-                (true, Some(go)) => (Stage::Releasing { go }, vec![SourceEffect::Destroy]),
-                (_, _) => (Stage::Released, vec![]),
+            return if alive {
+                (Stage::Releasing { go: story.go }, vec![SourceEffect::Destroy])
+            } else {
+                (Stage::Released, vec![])
             };
         }
         None => {}
     }
     if let Some((cause, switchover)) = story.abort {
         return aborting(cause, switchover, facts);
+    }
+    if let Some(cause) = story.arbitrating {
+        return arbitrating(cause, story.sealed, facts, gates);
     }
     if let Some(go) = story.go {
         let own = if alive { Own::Completed } else { Own::Dead };
@@ -159,6 +167,34 @@ fn aborting(cause: Cause, switchover: bool, facts: SourceFacts) -> (Stage, Vec<S
             vec![SourceEffect::CancelStream],
         ),
     }
+}
+
+/// Go will never be said. What the record says is read again; where it says nothing it is asked again.
+fn arbitrating(cause: Cause, sealed: bool, facts: SourceFacts, gates: Gates) -> (Stage, Vec<SourceEffect>) {
+    let (own, mut effects) = match facts {
+        SourceFacts::Gone => (Own::Dead, vec![]),
+        SourceFacts::Alive {
+            running: false,
+            stream: StreamFact::Failed,
+        } if gates.inactivate_disks => (Own::Failed, vec![SourceEffect::ReleaseDisks]),
+        SourceFacts::Alive {
+            stream: StreamFact::None | StreamFact::Failed | StreamFact::Cancelled,
+            ..
+        } => (Own::Failed, vec![]),
+        SourceFacts::Alive {
+            stream: StreamFact::Completed,
+            ..
+        } => (Own::Completed, vec![]),
+        SourceFacts::Alive {
+            stream: StreamFact::Active | StreamFact::BeforeSwitchover | StreamFact::SwitchingOver,
+            ..
+        } => (Own::Running, vec![]),
+    };
+    effects.push(match own {
+        Own::Dead => SourceEffect::ReadRecord,
+        Own::Running | Own::Completed | Own::Failed | Own::Released => SourceEffect::DecideAborted,
+    });
+    (Stage::Deciding { cause, sealed, own }, effects)
 }
 
 /// The process died while the agent was away. Whether the switchover had been ordered is not known; if it had,
@@ -291,13 +327,20 @@ fn living(
                 vec![SourceEffect::Journal(entry)],
             )
         }
+        (StreamFact::Failed, false) if story.sealed && gates.inactivate_disks => {
+            (switching(Own::Failed), vec![SourceEffect::ReleaseDisks])
+        }
+        // Go can never be said: the hypervisor may restart it by itself, or keeps the disks.
         (StreamFact::Failed, false) => {
-            let effects = if gates.inactivate_disks {
-                vec![SourceEffect::ReleaseDisks]
-            } else {
-                vec![]
-            };
-            (switching(Own::Failed), effects)
+            let cause = Cause::StreamFailed;
+            (
+                Stage::DecideJournal {
+                    cause,
+                    sealed: story.sealed,
+                    own: Own::Failed,
+                },
+                vec![SourceEffect::Journal(SourceEntry::Arbitrating { cause })],
+            )
         }
     }
 }

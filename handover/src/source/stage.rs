@@ -36,11 +36,27 @@ pub(crate) enum Stage {
         go: Go,
         own: Own,
     },
+    /// That the record is asked, and Go never said, is being journaled.
+    DecideJournal {
+        cause: Cause,
+        sealed: bool,
+        own: Own,
+    },
+    /// Aborted is being written into the record, or what it says is being read.
+    Deciding {
+        cause: Cause,
+        sealed: bool,
+        own: Own,
+    },
+    /// The record says Committed.
+    Yielded {
+        own: Own,
+    },
     ReleaseJournal {
-        go: Go,
+        go: Option<Go>,
     },
     Releasing {
-        go: Go,
+        go: Option<Go>,
     },
     Released,
     AbortJournal {
@@ -73,6 +89,8 @@ pub(crate) enum Reading {
     Confirm,
     /// The driver believes that the destination has given the guest up.
     Settle,
+    /// The source itself has asked the record to decide.
+    Decide,
 }
 
 /// Whether the proof of the seal is on disk yet. It is written while the rest of the memory travels.
@@ -127,6 +145,34 @@ pub(crate) enum Group {
 }
 
 impl Stage {
+    /// What is left of the source's own stream and process, from the switchover on.
+    pub(crate) fn own_mut(&mut self) -> Option<&mut Own> {
+        match self {
+            Stage::Switching { own, .. }
+            | Stage::GoJournal { own, .. }
+            | Stage::GoSent { own, .. }
+            | Stage::DecideJournal { own, .. }
+            | Stage::Deciding { own, .. }
+            | Stage::Yielded { own } => Some(own),
+            Stage::BeginJournal
+            | Stage::Begun
+            | Stage::Connecting
+            | Stage::Streaming { .. }
+            | Stage::Sealing
+            | Stage::Sealed { .. }
+            | Stage::Gate { .. }
+            | Stage::ReleaseJournal { .. }
+            | Stage::Releasing { .. }
+            | Stage::Released
+            | Stage::AbortJournal { .. }
+            | Stage::Undoing { .. }
+            | Stage::Reclaiming { .. }
+            | Stage::Restoring { .. }
+            | Stage::Aborted { .. }
+            | Stage::Lost { .. } => None,
+        }
+    }
+
     /// Every stage belongs to one group; a new one has to say to which.
     pub(crate) fn group(&self) -> Group {
         match self {
@@ -136,7 +182,12 @@ impl Stage {
             | Stage::Sealing
             | Stage::Sealed { .. }
             | Stage::Gate { .. } => Group::Free,
-            Stage::Switching { .. } | Stage::GoJournal { .. } | Stage::GoSent { .. } => Group::Bound,
+            Stage::Switching { .. }
+            | Stage::GoJournal { .. }
+            | Stage::GoSent { .. }
+            | Stage::DecideJournal { .. }
+            | Stage::Deciding { .. }
+            | Stage::Yielded { .. } => Group::Bound,
             Stage::ReleaseJournal { .. } | Stage::Releasing { .. } => Group::LettingGo,
             Stage::Released => Group::Released,
             Stage::AbortJournal { .. }

@@ -142,7 +142,7 @@ impl Source {
     }
 
     pub(super) fn stream_completed(&mut self) -> Out {
-        if let Stage::Switching { own, .. } = &mut self.stage
+        if let Some(own) = self.stage.own_mut()
             && *own == Own::Running
         {
             *own = Own::Completed;
@@ -154,11 +154,11 @@ impl Source {
         match self.stage.group() {
             Group::Free => self.journal_abort(Cause::StreamFailed, Undo::Stream),
             Group::Bound => {
-                let Stage::Switching { own, .. } = &mut self.stage else {
+                let Some(own) = self.stage.own_mut() else {
                     return Step::none();
                 };
-                let release = fail_own(own, running);
-                self.after_late_failure(running, release)
+                let failed = fail_own(own, running);
+                self.after_late_failure(running, failed)
             }
             Group::Before | Group::LettingGo | Group::Released | Group::GivingUp | Group::Over => {
                 Step::none()
@@ -167,12 +167,20 @@ impl Source {
     }
 
     /// The hypervisor may have restarted an unsealed source by itself: it runs, so Go is never said. A source that
-    /// stands still gives its disks up, so that the destination can take them.
-    fn after_late_failure(&mut self, running: bool, release: bool) -> Out {
-        if running {
-            return self.journal_abort(Cause::StreamFailed, Undo::RunsAlready);
+    /// stands still gives its disks up, so that the destination can take them; where it cannot, or may yet restart by
+    /// itself, Go can never be said, and the record is asked to say so.
+    fn after_late_failure(&mut self, running: bool, failed: bool) -> Out {
+        if let Stage::Switching { sealed, .. } = self.stage {
+            // One that was sealed runs by somebody's hand, and the destination may be about to commit the record.
+            if running && !sealed {
+                return self.journal_abort(Cause::StreamFailed, Undo::RunsAlready);
+            }
+            if running || failed && !(sealed && self.gates.inactivate_disks) {
+                return self.arbitrate(Cause::StreamFailed);
+            }
         }
-        if release && self.gates.inactivate_disks {
+        // The destination may have committed, or commit yet.
+        if failed && self.gates.inactivate_disks {
             Step::one(SourceEffect::ReleaseDisks)
         } else {
             Step::none()
@@ -180,7 +188,7 @@ impl Source {
     }
 
     pub(super) fn disks_released(&mut self) -> Out {
-        if let Stage::Switching { own, .. } = &mut self.stage
+        if let Some(own) = self.stage.own_mut()
             && *own == Own::Failed
         {
             *own = Own::Released;
@@ -210,7 +218,7 @@ impl Source {
         } = self.stage
             && wanted == Wanted::Run
         {
-            return self.journal_abort(Cause::StreamFailed, Undo::RunsAlready);
+            return self.after_late_failure(true, false);
         }
         Step::none()
     }

@@ -19,6 +19,11 @@ pub enum Action {
     /// A driver's write of the record arrives, and is answered.
     DriverWrites(usize),
     DriverReads(usize),
+    /// What time alone tells a driver: that it has not heard a side for too long.
+    SourceUnheard(usize),
+    DestinationUnheard(usize),
+    /// What an agent had asked the record before it crashed arrives.
+    LateWrite,
     /// The destination's agent writes into the record what only it may, or what else would wait for a driver.
     DestinationWrites,
     /// The proof that Ready and Go get through, and that the API server answers, is there again.
@@ -81,11 +86,20 @@ pub enum Fault {
     SourceHearsNobody,
     DestinationHearsNobody,
     PathLost,
+    /// The driver does not hear a side that is there.
+    SourceUnheard,
+    DestinationUnheard,
     // The API server.
     /// The record that the source wants to read cannot be read.
     RecordReadFails,
     /// A write of the record is applied, and its answer is lost.
     RecordWriteUnanswered,
+    /// The same, where an agent asks the record to decide.
+    SourceDecisionUnanswered,
+    DestinationDecisionUnanswered,
+    /// What an agent asks of the record is neither applied nor answered.
+    SourceDecisionLost,
+    DestinationDecisionLost,
     /// The guest moves on: the record is armed for its next migration as soon as that is allowed.
     NextMigration,
     // Disks.
@@ -115,6 +129,9 @@ impl Action {
             | Action::HearDestination(_)
             | Action::DriverWrites(_)
             | Action::DriverReads(_)
+            | Action::SourceUnheard(_)
+            | Action::DestinationUnheard(_)
+            | Action::LateWrite
             | Action::DestinationWrites
             | Action::PathProvenAgain
             | Action::SeeSource(_)

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use godwit_handover::{
     Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationFacts, DestinationReport,
-    Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport, StreamFact, Wanted,
+    GoEvidence, Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport, StreamFact,
+    Wanted,
 };
 
 use crate::driving::ANY_CAUSE;
@@ -82,12 +83,18 @@ impl World {
         Some(match report {
             SourceReport::Aborting(_) => SourceReport::Aborting(ANY_CAUSE),
             SourceReport::Aborted(_) => SourceReport::Aborted(ANY_CAUSE),
+            SourceReport::Deciding { dead, sealed, .. } => SourceReport::Deciding {
+                cause: ANY_CAUSE,
+                dead,
+                sealed,
+            },
             SourceReport::Lost(_) => SourceReport::Lost(ANY_CAUSE),
             SourceReport::Begun
             | SourceReport::Streaming
             | SourceReport::Stopped { .. }
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
+            | SourceReport::Yielded
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Died => report,
@@ -105,6 +112,7 @@ impl World {
             | DestinationReport::Receiving
             | DestinationReport::Loaded
             | DestinationReport::Blocked
+            | DestinationReport::Deciding
             | DestinationReport::Starting
             | DestinationReport::Holding { .. } => report,
         })
@@ -205,6 +213,24 @@ impl World {
             agent.machine = Some(machine);
             agent.todo = step.effects;
         }
+    }
+
+    /// Whether the destination runs the guest on its own commitment, without a Go.
+    pub fn destination_committed(&self) -> bool {
+        self.destination_agent
+            .journal
+            .iter()
+            .rev()
+            .find_map(|entry| match entry {
+                DestinationEntry::ContIssued(go) => Some(go.evidence == GoEvidence::Committed),
+                DestinationEntry::Prepared { .. }
+                | DestinationEntry::CommitIntent(_)
+                | DestinationEntry::ContRefused
+                | DestinationEntry::TakenOver(_)
+                | DestinationEntry::RevertIntent { .. }
+                | DestinationEntry::Reverted { .. } => None,
+            })
+            .unwrap_or(false)
     }
 
     /// Taken over stopped, or lost there after it may have run.

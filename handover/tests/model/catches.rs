@@ -57,11 +57,15 @@ caught! {
     mutant_stale_read_is_caught: StaleRead, ControllerDrives, ONE_COPY, [];
     mutant_locks_kept_is_caught: LocksKept, SourceDrives, LOCKS, [LateFailure];
     // Rule 2
-    mutant_unjournaled_go_is_caught: UnjournaledGo, SourceDrives, SETTLED, [SourceAgentCrash];
+    mutant_unjournaled_go_is_caught: UnjournaledGo, ControllerDrives, ONE_COPY, [SourceAgentCrash, SourceHearsNobody];
     mutant_abort_after_go_is_caught: AbortAfterGo, ControllerDrives, ONE_COPY, [Cancel];
+    mutant_arbitrate_after_go_is_caught: ArbitrateAfterGo, ControllerDrives, ONE_COPY, [SourceHearsNobody];
+    mutant_unjournaled_arbitration_is_caught: UnjournaledArbitration, ControllerDrives, ONE_COPY,
+        [SourceHearsNobody, SourceAgentCrash];
     mutant_second_attempt_is_caught: SecondAttempt, ControllerDrives, ONE_DESTINATION, [LaunchFails];
     // Rule 3
     mutant_cont_before_go_is_caught: ContBeforeGo, ControllerDrives, ONE_COPY, [LateFailure];
+    mutant_commit_untold_is_caught: CommitUntold, ControllerDrives, ONE_COPY, [LateFailure, DestinationHearsNobody];
     mutant_unjournaled_cont_is_caught: UnjournaledCont, ControllerDrives, NO_WAY_BACK,
         [DestinationAgentCrash, DestinationProcessDies];
     mutant_destroy_on_time_out_is_caught: DestroyOnTimeOut, ControllerDrives, IMAGE,
@@ -82,6 +86,10 @@ caught! {
     // Rule 7
     mutant_lost_reply_is_written_is_caught: LostReplyIsWritten, ControllerDrives, RECORDED,
         [LaunchFails, RecordWriteUnanswered];
+    mutant_unanswered_abort_is_written_is_caught: UnansweredAbortIsWritten, ControllerDrives, ONE_COPY,
+        [DriverSilent, SourceDecisionLost];
+    mutant_unanswered_commit_is_written_is_caught: UnansweredCommitIsWritten, ControllerDrives, ONE_COPY,
+        [DriverSilent, DestinationDecisionLost];
     mutant_ends_unanswered_is_caught: EndsUnanswered, ControllerDrives, RECORDED, [Cancel, RecordWriteUnanswered];
     // Rule 8
     mutant_path_not_watched_is_caught: PathNotWatched, ControllerDrives, PATH, [PathLost];

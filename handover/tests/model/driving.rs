@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use godwit_handover::{
-    Cause, DestinationEvent, DestinationReport, Driver, DriverEffect, DriverEvent, Go, Outcome, RecordView,
-    SideView, SourceEvent, Stand,
+    Cause, Decision, DestinationEffect, DestinationEvent, DestinationReport, Driver, DriverEffect,
+    DriverEvent, Go, Outcome, RecordView, SideView, SourceEffect, SourceEvent, Stand, Standing,
 };
 
+use crate::agents::SourceTodo;
 use crate::record::{Manner, Record, Wish};
 use crate::shared::Shared;
 use crate::world::{World, terms};
@@ -46,17 +47,25 @@ pub enum Order {
     AbortSource,
     AbortDestination,
     Settle,
+    Standing(Standing),
+    ArbitrateSource,
+    ArbitrateDestination,
 }
 
 impl Order {
     pub fn is_for_source(self) -> bool {
         match self {
-            Order::Prepare | Order::Finish(_) | Order::AbortDestination => false,
+            Order::Prepare
+            | Order::Finish(_)
+            | Order::AbortDestination
+            | Order::Standing(_)
+            | Order::ArbitrateDestination => false,
             Order::Begin
             | Order::Perform
             | Order::Ready
             | Order::Confirm
             | Order::AbortSource
+            | Order::ArbitrateSource
             | Order::Settle => true,
         }
     }
@@ -84,12 +93,12 @@ impl Seat {
             | DriverEffect::Confirm
             | DriverEffect::AbortSource(_)
             | DriverEffect::AbortDestination(_)
+            | DriverEffect::TellStanding(_)
+            | DriverEffect::ArbitrateSource(_)
+            | DriverEffect::ArbitrateDestination
             | DriverEffect::Settle => None,
         })?;
-        let others = matches!(
-            wish,
-            Wish::Arm | Wish::Decide(godwit_handover::Decision::Reverted)
-        );
+        let others = matches!(wish, Wish::Arm | Wish::Decide(Decision::Reverted));
         (flow == Flow::ControllerDrives || !others).then_some(wish)
     }
 
@@ -176,6 +185,18 @@ impl World {
         }
     }
 
+    /// A driver has not heard a side for too long; its orders are on their way when it hears of it again.
+    pub fn unheard(&mut self, which: usize, silent: fn(bool) -> DriverEvent) {
+        self.feed_driver(which, silent(true));
+        self.feed_driver(which, silent(false));
+    }
+
+    pub fn all_unheard(&mut self, silent: fn(bool) -> DriverEvent) {
+        for which in 0..self.drivers.len() {
+            self.unheard(which, silent);
+        }
+    }
+
     /// Sends an order. Writes of the record are made apart ([`Seat::wish`]).
     pub fn send(&mut self, effect: DriverEffect) {
         let order = match effect {
@@ -188,6 +209,9 @@ impl World {
             DriverEffect::AbortSource(_) => Order::AbortSource,
             DriverEffect::AbortDestination(_) => Order::AbortDestination,
             DriverEffect::Settle => Order::Settle,
+            DriverEffect::TellStanding(standing) => Order::Standing(standing),
+            DriverEffect::ArbitrateSource(_) => Order::ArbitrateSource,
+            DriverEffect::ArbitrateDestination => Order::ArbitrateDestination,
             DriverEffect::Finish(go) => {
                 let known = self.network.gos.iter().position(|g| *g == go);
                 let index = known.unwrap_or_else(|| {
@@ -220,12 +244,13 @@ impl World {
     pub fn destinations_wish(&self) -> Option<Wish> {
         match self.destination_report()? {
             DestinationReport::Holding { .. } | DestinationReport::Lost(_) => Some(Wish::Advance),
-            DestinationReport::Reverted(_) => Some(Wish::Decide(godwit_handover::Decision::Reverted)),
+            DestinationReport::Reverted(_) => Some(Wish::Decide(Decision::Reverted)),
             DestinationReport::Preparing
             | DestinationReport::Prepared(_)
             | DestinationReport::Receiving
             | DestinationReport::Loaded
             | DestinationReport::Blocked
+            | DestinationReport::Deciding
             | DestinationReport::Starting
             | DestinationReport::Reverting(_) => None,
         }
@@ -249,12 +274,18 @@ impl World {
             Order::AbortSource => self.feed_source(SourceEvent::Abort(ANY_CAUSE)),
             Order::AbortDestination => self.feed_destination(DestinationEvent::Abort(ANY_CAUSE)),
             Order::Settle => self.feed_source(SourceEvent::Settle),
+            Order::Standing(standing) => self.feed_destination(DestinationEvent::SourceStands(standing)),
+            Order::ArbitrateSource => self.feed_source(SourceEvent::Arbitrate(ANY_CAUSE)),
+            Order::ArbitrateDestination => self.feed_destination(DestinationEvent::Arbitrate),
         }
     }
 
     /// The agent that drives is gone, and with it the driver and what it had said to its own side. That it had ended
     /// is on the disk.
     pub fn source_agent_goes(&mut self, flow: Flow) {
+        if self.source_agent.todo.first() == Some(&SourceTodo::Effect(SourceEffect::DecideAborted)) {
+            self.late_write(Decision::Aborted);
+        }
         self.source_agent.crash();
         if flow == Flow::SourceDrives {
             self.drivers.retain(Seat::ended);
@@ -262,6 +293,18 @@ impl World {
                 self.network.orders.retain(|order| !order.is_for_source());
             }
         }
+    }
+
+    pub fn destination_agent_goes(&mut self) {
+        if self.destination_agent.todo.first() == Some(&DestinationEffect::DecideCommitted) {
+            self.late_write(Decision::Committed);
+        }
+        self.destination_agent.crash();
+    }
+
+    /// What was asked of the record goes on its way without whoever asked; it names the version that was read.
+    fn late_write(&mut self, decision: Decision) {
+        self.late = Some((decision, self.record.clone()));
     }
 
     pub fn source_agent_comes(&mut self, flow: Flow) {

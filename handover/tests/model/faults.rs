@@ -1,8 +1,8 @@
 //! Which faults can happen, and what they do.
 
 use godwit_handover::{
-    Cause, DestinationEffect, DestinationEvent, DestinationReport, DriverEvent, SourceEffect, SourceEvent,
-    SourceReport, StreamFact,
+    Cause, Decision, DestinationEffect, DestinationEvent, DestinationReport, DriverEvent, RecordView,
+    SourceEffect, SourceEvent, SourceReport, Standing, StandingBecause, StreamFact, Wanted,
 };
 
 use crate::action::Fault;
@@ -10,7 +10,7 @@ use crate::agents::{Pen, SourceTodo};
 use crate::driving::{Flow, Order, Seat};
 use crate::migration::Migration;
 use crate::mutants::Mutant;
-use crate::record::Manner;
+use crate::record::{Manner, Wish};
 use crate::shared::Shared;
 use crate::work::connect;
 use crate::world::{World, terms};
@@ -43,6 +43,9 @@ impl Migration {
                         &[Fault::SwitchOverRefused]
                     }
                     SourceEffect::Restore(_) => &[Fault::RestoreFails],
+                    SourceEffect::DecideAborted => {
+                        &[Fault::SourceDecisionUnanswered, Fault::SourceDecisionLost]
+                    }
                     SourceEffect::SwitchOver
                     | SourceEffect::ReadRecord
                     | SourceEffect::Journal(_)
@@ -95,6 +98,13 @@ impl Migration {
                 faults.push(Fault::SecondDriver);
             }
         }
+        let unheard = |up: bool| up && !ended && !w.drivers.is_empty();
+        if unheard(w.source_agent.up) && self.flow == Flow::ControllerDrives {
+            faults.push(Fault::SourceUnheard);
+        }
+        if unheard(w.destination_agent.up) {
+            faults.push(Fault::DestinationUnheard);
+        }
         if w.drivers.iter().any(|seat| seat.wish(self.flow).is_some()) {
             faults.push(Fault::RecordWriteUnanswered);
         }
@@ -124,14 +134,14 @@ impl Migration {
                 connect(w);
                 w.source_agent_goes(self.flow);
             }
-            Fault::DestinationAgentCrash => w.destination_agent.crash(),
+            Fault::DestinationAgentCrash => w.destination_agent_goes(),
             Fault::SourceHostReboots => {
                 w.source.die();
                 w.source_agent_goes(self.flow);
             }
             Fault::DestinationHostReboots => {
                 w.destination.die();
-                w.destination_agent.crash();
+                w.destination_agent_goes();
             }
             Fault::DriverRestart | Fault::DriverRestartOnOldRecord => {
                 let old = (fault == Fault::DriverRestartOnOldRecord)
@@ -144,6 +154,22 @@ impl Migration {
             Fault::SecondDriver => w.new_driver(None),
             Fault::SourceProcessDies => w.source.die(),
             Fault::DestinationProcessDies => w.destination.die(),
+            Fault::SourceUnheard => w.all_unheard(DriverEvent::SourceSilent),
+            Fault::DestinationUnheard => w.all_unheard(DriverEvent::DestinationSilent),
+            Fault::SourceDecisionUnanswered | Fault::SourceDecisionLost => {
+                w.source_agent.todo.remove(0);
+                if fault == Fault::SourceDecisionUnanswered {
+                    w.write_record(Wish::Decide(Decision::Aborted), Manner::Swap, None);
+                }
+                self.source_reads_nothing(w);
+            }
+            Fault::DestinationDecisionUnanswered | Fault::DestinationDecisionLost => {
+                w.destination_agent.todo.remove(0);
+                if fault == Fault::DestinationDecisionUnanswered {
+                    w.write_record(Wish::Decide(Decision::Committed), Manner::Swap, None);
+                }
+                self.destination_reads_nothing(w);
+            }
             Fault::LaunchFails => {
                 w.destination_agent.todo.remove(0);
                 w.feed_destination(DestinationEvent::LaunchFailed);
@@ -227,6 +253,22 @@ impl Migration {
         }
     }
 
+    /// A side that asked the record to decide gets no answer.
+    fn source_reads_nothing(&self, w: &mut World) {
+        if self.is(Mutant::UnansweredAbortIsWritten) {
+            w.run_source();
+        }
+        w.feed_source(SourceEvent::RecordRead(None));
+    }
+
+    fn destination_reads_nothing(&self, w: &mut World) {
+        let record = self.is(Mutant::UnansweredCommitIsWritten).then(|| RecordView {
+            decision: Decision::Committed,
+            ..w.record.before_decision(&terms()).view()
+        });
+        w.feed_destination(DestinationEvent::RecordRead(record));
+    }
+
     fn refuse_resume(&self, w: &mut World) {
         w.destination_agent
             .todo
@@ -238,15 +280,24 @@ impl Migration {
     }
 
     fn silent_to_source(&self, w: &mut World) {
+        let before = w.source_report();
         w.feed_source(SourceEvent::DriverSilent);
-        let resumes = match w.source_report() {
+        let resumes = match before {
             Some(SourceReport::Switching { .. }) => self.is(Mutant::ResumeOnSilence),
-            Some(SourceReport::GoSent(_)) => self.is(Mutant::ResumeOnLostFinish),
+            Some(SourceReport::GoSent(_)) => {
+                if self.is(Mutant::ArbitrateAfterGo) {
+                    w.write_record(Wish::Decide(Decision::Aborted), Manner::Swap, None);
+                    w.feed_source(SourceEvent::Settle);
+                }
+                self.is(Mutant::ResumeOnLostFinish)
+            }
             Some(
                 SourceReport::Begun
                 | SourceReport::Streaming
                 | SourceReport::Stopped { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)
@@ -261,10 +312,17 @@ impl Migration {
     }
 
     fn silent_to_destination(&self, w: &mut World) {
-        w.feed_destination(DestinationEvent::DriverSilent);
-        if self.is(Mutant::DestroyOnTimeOut) && w.destination_report() == Some(DestinationReport::Loaded) {
+        let loaded = w.destination_report() == Some(DestinationReport::Loaded);
+        if loaded && self.is(Mutant::DestroyOnTimeOut) {
             w.feed_destination(DestinationEvent::Abort(Cause::DriverSilent));
         }
+        if loaded && self.is(Mutant::CommitUntold) {
+            w.feed_destination(DestinationEvent::SourceStands(Standing {
+                because: StandingBecause::Sealed,
+                wanted: Wanted::Run,
+            }));
+        }
+        w.feed_destination(DestinationEvent::DriverSilent);
     }
 
     fn lose_answer(&self, w: &mut World) {
@@ -296,6 +354,12 @@ fn at_destination(w: &World, faults: &mut Vec<Fault>) {
         }
         if agent.todo.first() == Some(&DestinationEffect::Launch) {
             faults.push(Fault::LaunchFails);
+        }
+        if agent.todo.first() == Some(&DestinationEffect::DecideCommitted) {
+            faults.extend([
+                Fault::DestinationDecisionUnanswered,
+                Fault::DestinationDecisionLost,
+            ]);
         }
         if agent.todo.contains(&DestinationEffect::Resume) {
             faults.push(Fault::ResumeRefused);

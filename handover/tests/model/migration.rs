@@ -38,6 +38,9 @@ impl Migration {
         if w.destination_agent.up && w.destinations_wish().is_some() {
             actions.push(Action::DestinationWrites);
         }
+        if w.late.is_some() {
+            actions.push(Action::LateWrite);
+        }
         let there = |to_source| {
             if to_source {
                 w.source_agent.up
@@ -76,6 +79,13 @@ impl Migration {
             let absent = self.is(Mutant::AbsenceIsRevert) && !w.destination_agent.up;
             if absent || w.destination_agent.up && seat.unknown_destination(w.destination_report().as_ref()) {
                 actions.push(Action::HearDestination(which));
+            }
+            // Time tells of an agent that is away; that it does not hear one that is there is a fault.
+            if !w.source_agent.up {
+                actions.push(Action::SourceUnheard(which));
+            }
+            if !w.destination_agent.up {
+                actions.push(Action::DestinationUnheard(which));
             }
             if seat.wish(self.flow).is_some() {
                 actions.push(Action::DriverWrites(which));

@@ -23,10 +23,16 @@ pub enum Mutant {
     UnjournaledGo,
     /// Rule 2: the source gives up when it is told to, Go or not.
     AbortAfterGo,
+    /// Rule 2: the source asks the record for Aborted although it has said Go.
+    ArbitrateAfterGo,
+    /// Rule 2: that the record is asked, and Go never said, is not written down.
+    UnjournaledArbitration,
     /// Rule 2: a host that has given a migration up begins it again when it is asked again.
     SecondAttempt,
     /// Rule 3: the destination is let run as soon as it has loaded the guest.
     ContBeforeGo,
+    /// Rule 3: the destination commits the record though nobody has told it that the source stands still.
+    CommitUntold,
     /// Rule 3: `cont-issued` is not written down.
     UnjournaledCont,
     /// Rule 3: a loaded guest is given up after a silence.
@@ -49,6 +55,10 @@ pub enum Mutant {
     DestroyWhileNamed,
     /// Rule 7: a write whose answer was lost is taken for done.
     LostReplyIsWritten,
+    /// Rule 7: the source takes Aborted for written where nobody has answered.
+    UnansweredAbortIsWritten,
+    /// Rule 7: the destination takes Committed for written where nobody has answered.
+    UnansweredCommitIsWritten,
     /// Rule 7: a driver ends while the answer to its write is outstanding.
     EndsUnanswered,
     /// Rule 8: that the path is not proved any more is not told to the source.

@@ -2,7 +2,7 @@
 
 use godwit_handover::StreamFact;
 
-use crate::world::{Broken, World};
+use crate::world::{Broken, World, terms};
 
 /// The source's hypervisor process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,7 +116,10 @@ impl World {
             return;
         }
         if self.source.holds_disks {
-            self.breaks(Broken::LockedOut);
+            // Who commits by itself cannot know whether the source still has them, and is refused until it has not.
+            if !self.destination_committed() {
+                self.breaks(Broken::LockedOut);
+            }
             return;
         }
         if self.destination.alive && self.destination.loaded {
@@ -125,11 +128,17 @@ impl World {
         }
     }
 
-    /// Destroys the destination's process on the agent's wish; says so where that was the last valid image.
+    /// Destroys the destination's process on the agent's wish; says so where that was the last valid image. One that the
+    /// record has decided against may not run any more, whatever became of the source since.
     pub fn destroy_destination(&mut self) {
         let d = &self.destination;
-        let last_valid =
-            d.alive && d.loaded && !self.stale && !self.source.alive && !self.source.destroyed_by_us;
+        let decided_against = self.record.view().reverted_for(&terms());
+        let last_valid = !decided_against
+            && d.alive
+            && d.loaded
+            && !self.stale
+            && !self.source.alive
+            && !self.source.destroyed_by_us;
         if last_valid || (d.alive && self.executed) {
             self.breaks(Broken::ImageDestroyed);
         }

@@ -1,6 +1,6 @@
 //! What must hold in every world, and where a world may come to rest.
 
-use godwit_handover::{Outcome, SourceReport, Stand, Wait};
+use godwit_handover::{Outcome, Stand, Wait};
 use stateright::{Expectation, Model, Property};
 
 use crate::action::Action;
@@ -147,13 +147,7 @@ impl World {
         let both = s.alive && d.alive && d.loaded;
         let source_only = s.alive && !both;
         let destination_only = !s.alive && d.alive && d.loaded && !self.stale;
-        let in_doubt = both
-            && matches!(
-                self.source_report(),
-                Some(SourceReport::InDoubt { sealed: false, .. })
-            );
-        runs || in_doubt
-            || !(both || source_only || destination_only)
+        runs || !(both || source_only || destination_only)
             || self.destination_holds()
             || !self.journals_are_good()
     }

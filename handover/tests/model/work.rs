@@ -11,7 +11,7 @@ use crate::agents::SourceTodo;
 use crate::driving::Order;
 use crate::migration::Migration;
 use crate::mutants::Mutant;
-use crate::record::Manner;
+use crate::record::{Manner, Wish};
 use crate::world::{self, SMALL_PASS, World};
 
 impl Migration {
@@ -36,6 +36,15 @@ impl Migration {
             Action::HearDestination(which) => self.hear_destination(&mut w, *which),
             Action::DriverWrites(which) => w.driver_writes(self.flow, *which, self.manner(), true),
             Action::DriverReads(which) => w.read_record(*which),
+            Action::SourceUnheard(which) => w.unheard(*which, DriverEvent::SourceSilent),
+            Action::DestinationUnheard(which) => w.unheard(*which, DriverEvent::DestinationSilent),
+            Action::LateWrite => {
+                if let Some((decision, read)) = w.late.take()
+                    && (read == w.record || self.is(Mutant::UnconditionalPatch))
+                {
+                    w.write_record(Wish::Decide(decision), self.manner(), Some(&read));
+                }
+            }
             Action::DestinationWrites => {
                 if let Some(wish) = w.destinations_wish()
                     && !self.is(Mutant::RevertNotWritten)
@@ -114,15 +123,11 @@ impl Migration {
         let go = matches!(report, Some(SourceReport::GoSent(_)));
         w.feed_driver(which, DriverEvent::Source(report));
         if go && self.is(Mutant::AdvanceOnGo) {
-            w.write_record(crate::record::Wish::Advance, Manner::Swap, None);
+            w.write_record(Wish::Advance, Manner::Swap, None);
             w.send(DriverEffect::Confirm);
         }
         if go && self.is(Mutant::HostLostUnfenced) && !w.destination_agent.up {
-            w.write_record(
-                crate::record::Wish::Decide(Decision::Reverted),
-                Manner::Swap,
-                None,
-            );
+            w.write_record(Wish::Decide(Decision::Reverted), Manner::Swap, None);
             w.send(DriverEffect::Settle);
         }
     }
@@ -228,6 +233,10 @@ impl Migration {
                     }
                     Some(SourceEvent::Restored)
                 }
+                SourceEffect::DecideAborted => {
+                    w.write_record(Wish::Decide(Decision::Aborted), self.manner(), None);
+                    Some(SourceEvent::RecordRead(Some(self.read_record(w))))
+                }
                 SourceEffect::ReadRecord => Some(SourceEvent::RecordRead(Some(self.read_record(w)))),
                 SourceEffect::Destroy => {
                     w.destroy_source();
@@ -241,7 +250,8 @@ impl Migration {
     }
 
     fn write_source(&self, w: &mut World, entry: SourceEntry) -> Option<SourceEvent> {
-        let unwritten = self.is(Mutant::UnjournaledGo) && matches!(entry, SourceEntry::GoSent(_));
+        let unwritten = self.is(Mutant::UnjournaledGo) && matches!(entry, SourceEntry::GoSent(_))
+            || self.is(Mutant::UnjournaledArbitration) && matches!(entry, SourceEntry::Arbitrating { .. });
         let written = unwritten || w.source_agent.write(entry.clone()) || self.is(Mutant::FsyncErrorIgnored);
         if !written {
             return Some(SourceEvent::JournalFailed);
@@ -282,6 +292,11 @@ impl Migration {
                 } else {
                     Some(DestinationEvent::Died)
                 }
+            }
+            DestinationEffect::ReadRecord => Some(DestinationEvent::RecordRead(Some(w.record.view()))),
+            DestinationEffect::DecideCommitted => {
+                w.write_record(Wish::Decide(Decision::Committed), self.manner(), None);
+                Some(DestinationEvent::RecordRead(Some(w.record.view())))
             }
             DestinationEffect::Destroy => {
                 w.destroy_destination();
@@ -332,7 +347,9 @@ fn at_once(todo: &SourceTodo) -> bool {
                 | SourceEntry::Released
                 | SourceEntry::Aborted { .. }
                 | SourceEntry::Lost { .. } => true,
-                SourceEntry::AbortIntent { .. } | SourceEntry::GoSent(_) => false,
+                SourceEntry::AbortIntent { .. }
+                | SourceEntry::Arbitrating { .. }
+                | SourceEntry::GoSent(_) => false,
             },
             SourceEffect::LiftLimits
             | SourceEffect::ReleaseDisks
@@ -342,6 +359,7 @@ fn at_once(todo: &SourceTodo) -> bool {
             | SourceEffect::Pause
             | SourceEffect::SwitchOver
             | SourceEffect::CancelStream
+            | SourceEffect::DecideAborted
             | SourceEffect::Restore(_)
             | SourceEffect::Destroy => false,
         },
@@ -352,11 +370,16 @@ fn at_once_at_destination(effect: &DestinationEffect) -> bool {
     match effect {
         DestinationEffect::Journal(entry) => match entry {
             DestinationEntry::Prepared { .. } | DestinationEntry::Reverted { .. } => true,
-            DestinationEntry::ContIssued(_)
+            DestinationEntry::CommitIntent(_)
+            | DestinationEntry::ContIssued(_)
             | DestinationEntry::ContRefused
             | DestinationEntry::TakenOver(_)
             | DestinationEntry::RevertIntent { .. } => false,
         },
-        DestinationEffect::Launch | DestinationEffect::Resume | DestinationEffect::Destroy => false,
+        DestinationEffect::ReadRecord => true,
+        DestinationEffect::Launch
+        | DestinationEffect::Resume
+        | DestinationEffect::DecideCommitted
+        | DestinationEffect::Destroy => false,
     }
 }

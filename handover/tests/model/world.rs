@@ -1,7 +1,7 @@
 //! The world around the machines: two hypervisor processes, two agents with their journals, a record, a network that
 //! loses, repeats and reorders, and drivers.
 
-use godwit_handover::{Channel, Gates, Pass, SourceReport, Terms, Token};
+use godwit_handover::{Channel, Decision, Gates, Pass, SourceReport, Terms, Token};
 
 use crate::agents::{DestinationAgent, SourceAgent};
 use crate::driving::{Flow, Network, Seat};
@@ -67,6 +67,8 @@ pub struct World {
     pub drivers: Vec<Seat>,
     pub network: Shared<Network>,
     pub record: Shared<Record>,
+    /// What an agent asked of the record just before it crashed, and the version that it had read.
+    pub late: Option<(Decision, Shared<Record>)>,
     /// Whether Ready and Go would get through and the API server answers, as far as the driver can prove it.
     pub path: bool,
     pub cancelled: bool,
@@ -88,6 +90,7 @@ impl World {
             drivers: vec![],
             network: Shared::new(Network::default()),
             record: Shared::new(Record::first(&terms().source)),
+            late: None,
             path: true,
             cancelled: false,
             faults_left: faults,

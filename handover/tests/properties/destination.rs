@@ -1,8 +1,8 @@
 //! What a destination never does, whatever happens to it.
 
 use godwit_handover::{
-    Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, Go, Refusal,
-    Wanted,
+    Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, Go, GoEvidence,
+    Refusal, Wanted,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -39,6 +39,7 @@ fn may_run(entries: &[DestinationEntry]) -> Option<Go> {
             DestinationEntry::ContIssued(go) => issued = Some(*go),
             DestinationEntry::ContRefused => issued = None,
             DestinationEntry::Prepared { .. }
+            | DestinationEntry::CommitIntent(_)
             | DestinationEntry::TakenOver(_)
             | DestinationEntry::RevertIntent { .. }
             | DestinationEntry::Reverted { .. } => {}
@@ -83,7 +84,31 @@ proptest! {
                     same(l, &Line::Effect(DestinationEffect::Journal(DestinationEntry::ContIssued(go))))
                 })
                 .unwrap();
-            prop_assert!(before[..ordered].iter().any(|l| same(l, &finish(go))));
+            let so_far = &before[..ordered];
+            if go.evidence == GoEvidence::Committed {
+                let read = Line::Event(DestinationEvent::RecordRead(Some(words::committed())));
+                prop_assert!(so_far.iter().any(|l| same(l, &read)));
+                prop_assert!(run.journal.contains(&DestinationEntry::CommitIntent(go)));
+            } else {
+                prop_assert!(so_far.iter().any(|l| same(l, &finish(go))));
+            }
+        }
+    }
+
+    /// Rule 3: the record is committed only for a guest that is loaded, with that on disk, and after it was told that
+    /// the source's does not run again by itself.
+    #[test]
+    fn the_record_is_committed_only_where_the_source_stands(run in destination_run::run()) {
+        for (effect, before) in orders(&run) {
+            if *effect != DestinationEffect::DecideCommitted {
+                continue;
+            }
+            let told = before
+                .iter()
+                .any(|l| matches!(l, Line::Event(DestinationEvent::SourceStands(_))));
+            let loaded = before.iter().any(|l| matches!(l, Line::Report(DestinationReport::Loaded)));
+            prop_assert!(told && loaded);
+            prop_assert!(any_entry(&run.journal, |e| matches!(e, DestinationEntry::CommitIntent(_))));
         }
     }
 
@@ -115,7 +140,13 @@ proptest! {
                     prop_assert!(!(given_up && issued));
                 }
                 Line::Effect(DestinationEffect::Launch | DestinationEffect::Resume) => prop_assert!(!given_up),
-                Line::Effect(DestinationEffect::Destroy) | Line::Event(_) | Line::Report(_) => {}
+                Line::Effect(
+                    DestinationEffect::Destroy
+                    | DestinationEffect::ReadRecord
+                    | DestinationEffect::DecideCommitted,
+                )
+                | Line::Event(_)
+                | Line::Report(_) => {}
             }
         }
     }
@@ -161,6 +192,7 @@ proptest! {
             | DestinationReport::Reverting(_)
             | DestinationReport::Reverted(_)
             | DestinationReport::Lost(_) => prop_assert_eq!(step.refusal, None),
+            DestinationReport::Deciding => prop_assert!(false, "a Go is enough by itself"),
         }
         let (next, step) = run.machine.step(DestinationEvent::Prepare(words::other_terms()));
         prop_assert_eq!(step.refusal, Some(Refusal::OtherTerms));
@@ -172,8 +204,17 @@ proptest! {
     fn silence_destroys_nothing_that_was_received(run in destination_run::run()) {
         for event in [DestinationEvent::DriverSilent, DestinationEvent::NobodyConnected] {
             let (next, step) = run.machine.step(event);
-            if !matches!(run.machine.report(), DestinationReport::Prepared(_)) {
-                prop_assert!(step.effects.is_empty());
+            if matches!(run.machine.report(), DestinationReport::Prepared(_)) {
+                continue;
+            }
+            let asks = step.effects.iter().all(|effect| {
+                matches!(
+                    effect,
+                    DestinationEffect::ReadRecord | DestinationEffect::Journal(DestinationEntry::CommitIntent(_))
+                )
+            });
+            prop_assert!(asks, "{:?}", step.effects);
+            if run.machine.report() != DestinationReport::Loaded {
                 prop_assert_eq!(&next, &run.machine);
             }
         }
@@ -215,7 +256,8 @@ proptest! {
         let mut machine = Run::new().machine;
         let (mut received, mut written, mut given_up) = (false, false, false);
         for event in events {
-            received |= matches!(event, DestinationEvent::Finish(_));
+            received |= matches!(event, DestinationEvent::Finish(_))
+                || event == DestinationEvent::RecordRead(Some(words::committed()));
             written |= received && matches!(event, DestinationEvent::Journaled(DestinationEntry::ContIssued(_)));
             let (next, step) = machine.step(event);
             for effect in &step.effects {
@@ -254,6 +296,11 @@ proptest! {
                     prop_assert!(may_run(&entries).is_some() && !reverted && !taken_over);
                 }
                 DestinationEffect::Destroy => prop_assert!(reverted),
+                DestinationEffect::DecideCommitted => {
+                    let intent = any_entry(&entries, |e| matches!(e, DestinationEntry::CommitIntent(_)));
+                    prop_assert!(intent && !reverted && !taken_over);
+                }
+                DestinationEffect::ReadRecord => {}
                 DestinationEffect::Launch => prop_assert!(false, "started a process"),
                 DestinationEffect::Journal(_) => {}
             }
@@ -280,10 +327,11 @@ proptest! {
                         | DestinationReport::Lost(_)
                 )
             } else {
+                let committing = any_entry(written, |e| matches!(e, DestinationEntry::CommitIntent(_)));
                 matches!(
                     report,
                     DestinationReport::Receiving | DestinationReport::Loaded | DestinationReport::Reverting(_)
-                )
+                ) || committing && report == DestinationReport::Deciding
             };
             prop_assert!(kept, "{:?} after {:?}", report, written);
             let resumes = step.effects.contains(&DestinationEffect::Resume);
@@ -304,6 +352,8 @@ fn anything() -> impl Strategy<Value = DestinationEvent> {
         2 => Just(DestinationEvent::ResumeRefused),
         1 => Just(DestinationEvent::NotRunnable),
         1 => Just(DestinationEvent::Destroyed),
+        3 => prop::option::of(words::record()).prop_map(DestinationEvent::RecordRead),
+        2 => Just(DestinationEvent::RecordRead(Some(words::committed()))),
     ]
 }
 
@@ -311,6 +361,7 @@ fn anything() -> impl Strategy<Value = DestinationEvent> {
 #[test]
 fn the_lives_reach_every_part() {
     let mut runner = TestRunner::deterministic();
+    let mut committed = 0;
     let (mut running, mut stopped, mut reverted, mut lost, mut refused, mut restarted) = (0, 0, 0, 0, 0, 0);
     for _ in 0..512 {
         let run = destination_run::run()
@@ -322,6 +373,10 @@ fn the_lives_reach_every_part() {
         stopped += usize::from(report == DestinationReport::Holding { running: false });
         reverted += usize::from(matches!(report, DestinationReport::Reverted(_)));
         lost += usize::from(matches!(report, DestinationReport::Lost(_)));
+        committed += usize::from(any_entry(
+            &run.journal,
+            |e| matches!(e, DestinationEntry::ContIssued(go) if go.evidence == GoEvidence::Committed),
+        ));
         refused += usize::from(run.journal.contains(&DestinationEntry::ContRefused));
         let resumed = run
             .log
@@ -331,6 +386,6 @@ fn the_lives_reach_every_part() {
             restarted += usize::from(run.log[at..].iter().any(|l| matches!(l, Line::Restart { .. })));
         }
     }
-    let reached = [running, stopped, reverted, lost, refused, restarted];
+    let reached = [running, stopped, reverted, lost, refused, restarted, committed];
     assert!(reached.iter().all(|n| *n >= 5), "{reached:?}");
 }

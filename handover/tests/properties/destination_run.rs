@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use godwit_handover::{
     Destination, DestinationEffect, DestinationEntry, DestinationEvent, DestinationFacts, DestinationReport,
-    Go, GoEvidence, Wanted,
+    Go, GoEvidence, Standing, StandingBecause, Wanted,
 };
 use proptest::prelude::*;
 
@@ -17,6 +17,8 @@ pub enum Move {
     Work(u8),
     /// What brings a migration forward from here.
     Forward,
+    /// The driver is not heard, and what it told before then is known.
+    Doubt,
     /// Something is ordered or seen, whether it fits or not.
     See(DestinationEvent),
     /// The agent dies and comes back; what it had still to do is forgotten.
@@ -80,6 +82,15 @@ impl Run {
             Move::See(event) => self.see(event),
             Move::Forward if self.todo.is_empty() => self.forward(),
             Move::Forward => self.work(u8::MAX),
+            Move::Doubt => {
+                if self.machine.report() == DestinationReport::Loaded {
+                    self.see(DestinationEvent::SourceStands(Standing {
+                        because: StandingBecause::Sealed,
+                        wanted: Wanted::Run,
+                    }));
+                    self.see(DestinationEvent::DriverSilent);
+                }
+            }
             Move::Work(choice) => self.work(choice),
             Move::Restart(facts) => self.restart(facts),
         }
@@ -91,6 +102,7 @@ impl Run {
             DestinationReport::Receiving => DestinationEvent::Loaded,
             DestinationReport::Loaded
             | DestinationReport::Blocked
+            | DestinationReport::Deciding
             | DestinationReport::Starting
             | DestinationReport::Holding { .. }
             | DestinationReport::Reverting(_)
@@ -118,6 +130,17 @@ impl Run {
                 96..112 => DestinationEvent::Died,
                 _ => DestinationEvent::Resumed,
             },
+            DestinationEffect::ReadRecord => DestinationEvent::RecordRead(match choice {
+                0..24 => None,
+                24..96 => Some(words::reverted()),
+                _ => Some(words::armed()),
+            }),
+            DestinationEffect::DecideCommitted => DestinationEvent::RecordRead(match choice {
+                0..24 => None,
+                24..48 => Some(words::armed()),
+                48..96 => Some(words::reverted()),
+                _ => Some(words::committed()),
+            }),
             DestinationEffect::Destroy => DestinationEvent::Destroyed,
         };
         self.see(answer);
@@ -158,7 +181,9 @@ pub fn sighting() -> impl Strategy<Value = DestinationEvent> {
         1 => Just(DestinationEvent::Prepare(words::other_terms())),
         6 => words::go().prop_map(DestinationEvent::Finish),
         2 => words::cause().prop_map(DestinationEvent::Abort),
-        1 => Just(DestinationEvent::DriverSilent),
+        2 => Just(DestinationEvent::DriverSilent),
+        4 => words::standing().prop_map(DestinationEvent::SourceStands),
+        2 => Just(DestinationEvent::Arbitrate),
         1 => Just(DestinationEvent::NobodyConnected),
         3 => Just(DestinationEvent::Connected),
         4 => Just(DestinationEvent::Loaded),
@@ -180,6 +205,7 @@ pub fn run() -> impl Strategy<Value = Run> {
     let action = prop_oneof![
         10 => any::<u8>().prop_map(Move::Work),
         10 => Just(Move::Forward),
+        4 => Just(Move::Doubt),
         4 => sighting().prop_map(Move::See),
         1 => facts().prop_map(Move::Restart),
     ];
@@ -196,6 +222,7 @@ pub fn run() -> impl Strategy<Value = Run> {
 pub fn entry() -> impl Strategy<Value = DestinationEntry> {
     prop_oneof![
         2 => Just(DestinationEntry::Prepared { terms: words::terms() }),
+        2 => words::go().prop_map(DestinationEntry::CommitIntent),
         3 => words::go().prop_map(DestinationEntry::ContIssued),
         2 => Just(DestinationEntry::ContRefused),
         2 => words::go().prop_map(DestinationEntry::TakenOver),

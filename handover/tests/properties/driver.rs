@@ -1,8 +1,8 @@
 //! What a driver never orders, whatever it is told.
 
 use godwit_handover::{
-    Decision, DestinationReport, Driver, DriverEffect, DriverEvent, Outcome, RecordView, SideView,
-    SourceReport, Stand, Wait,
+    Decision, DestinationReport, Driver, DriverEffect, DriverEvent, OrderKey, Outcome, RecordView, SideView,
+    SourceReport, Stand, Standing, StandingBecause, Wait,
 };
 use proptest::prelude::*;
 
@@ -13,8 +13,23 @@ fn source_report() -> impl Strategy<Value = SourceReport> {
         Just(SourceReport::Begun),
         Just(SourceReport::Streaming),
         any::<bool>().prop_map(|sealed| SourceReport::Stopped { sealed }),
-        (any::<bool>(), any::<bool>()).prop_map(|(sealed, ready)| SourceReport::Switching { sealed, ready }),
-        (any::<bool>(), any::<bool>()).prop_map(|(sealed, ready)| SourceReport::InDoubt { sealed, ready }),
+        (any::<bool>(), any::<bool>(), prop::option::of(words::wanted())).prop_map(
+            |(sealed, ready, wanted)| SourceReport::Switching {
+                sealed,
+                ready,
+                wanted
+            }
+        ),
+        (any::<bool>(), any::<bool>(), prop::option::of(words::wanted())).prop_map(
+            |(sealed, ready, wanted)| SourceReport::InDoubt {
+                sealed,
+                ready,
+                wanted
+            }
+        ),
+        (words::cause(), prop::option::of(words::wanted()), any::<bool>())
+            .prop_map(|(cause, dead, sealed)| SourceReport::Deciding { cause, dead, sealed }),
+        Just(SourceReport::Yielded),
         words::go().prop_map(SourceReport::GoSent),
         Just(SourceReport::Released),
         words::cause().prop_map(SourceReport::Aborting),
@@ -32,6 +47,7 @@ fn destination_report() -> impl Strategy<Value = DestinationReport> {
         Just(DestinationReport::Receiving),
         Just(DestinationReport::Loaded),
         Just(DestinationReport::Blocked),
+        Just(DestinationReport::Deciding),
         Just(DestinationReport::Starting),
         any::<bool>().prop_map(|running| DestinationReport::Holding { running }),
         words::cause().prop_map(DestinationReport::Reverting),
@@ -46,6 +62,7 @@ fn record() -> impl Strategy<Value = RecordView> {
         6 => Just(words::armed()),
         3 => Just(words::advanced()),
         2 => Just(words::reverted()),
+        2 => Just(words::committed()),
         3 => words::record(),
     ]
 }
@@ -56,6 +73,8 @@ fn event() -> impl Strategy<Value = DriverEvent> {
         8 => prop::option::weighted(0.9, source_report()).prop_map(DriverEvent::Source),
         8 => prop::option::weighted(0.9, destination_report()).prop_map(DriverEvent::Destination),
         6 => record().prop_map(DriverEvent::Record),
+        1 => any::<bool>().prop_map(DriverEvent::SourceSilent),
+        1 => any::<bool>().prop_map(DriverEvent::DestinationSilent),
         1 => words::cause().prop_map(DriverEvent::OrderFailed),
     ]
 }
@@ -74,8 +93,42 @@ impl Told {
             DriverEvent::Cancel
             | DriverEvent::Source(_)
             | DriverEvent::Destination(_)
+            | DriverEvent::SourceSilent(_)
+            | DriverEvent::DestinationSilent(_)
             | DriverEvent::OrderFailed(_) => None,
         })
+    }
+
+    /// Whether this side was last said to be silent.
+    fn silent(&self, which: fn(bool) -> DriverEvent) -> bool {
+        let last = |silent| self.events.iter().rposition(|event| *event == which(silent));
+        last(true) > last(false)
+    }
+
+    /// Whether the source's last report says that its guest does not run again by itself.
+    fn stands(&self, standing: Standing) -> bool {
+        let Standing { because, wanted } = standing;
+        match (because, self.source()) {
+            (
+                StandingBecause::Sealed,
+                Some(
+                    SourceReport::Switching {
+                        sealed: true,
+                        wanted: told,
+                        ..
+                    }
+                    | SourceReport::InDoubt {
+                        sealed: true,
+                        wanted: told,
+                        ..
+                    },
+                ),
+            )
+            | (StandingBecause::SourceDead, Some(SourceReport::Deciding { dead: told, .. })) => {
+                *told == Some(wanted)
+            }
+            (_, _) => false,
+        }
     }
 
     fn armed(&self) -> bool {
@@ -109,6 +162,21 @@ impl Told {
             SideView::Reported(report) => Some(report),
             SideView::Unheard | SideView::NoSuchMigration => None,
         }
+    }
+
+    /// The switchover was ordered, and the source has not let go.
+    fn source_is_bound(&self) -> bool {
+        matches!(
+            self.source(),
+            Some(
+                SourceReport::Switching { .. }
+                    | SourceReport::InDoubt { .. }
+                    | SourceReport::Deciding { .. }
+                    | SourceReport::Yielded
+                    | SourceReport::GoSent(_)
+                    | SourceReport::Died
+            )
+        )
     }
 
     fn source_ended_here(&self) -> bool {
@@ -162,10 +230,13 @@ impl Told {
             }
             DriverEffect::Finish(go) => {
                 open && source == Some(&SourceReport::GoSent(*go))
-                    && destination == Some(&DestinationReport::Loaded)
+                    && matches!(
+                        destination,
+                        Some(DestinationReport::Loaded | DestinationReport::Deciding)
+                    )
             }
             DriverEffect::AdvanceRecord => {
-                open && matches!(source, Some(SourceReport::GoSent(_)))
+                open && self.source_is_bound()
                     && matches!(
                         destination,
                         Some(DestinationReport::Holding { .. } | DestinationReport::Lost(_))
@@ -173,7 +244,7 @@ impl Told {
             }
             DriverEffect::Confirm => {
                 self.advanced()
-                    && matches!(source, Some(SourceReport::GoSent(_)))
+                    && self.source_is_bound()
                     && matches!(
                         destination,
                         Some(DestinationReport::Holding { .. } | DestinationReport::Lost(_))
@@ -203,17 +274,29 @@ impl Told {
                 open && self.source_ended_here() && self.destination_is_clear()
             }
             DriverEffect::DecideRecord(Decision::None | Decision::Committed) => false,
-            DriverEffect::Settle => {
-                self.decided_against()
-                    && matches!(
-                        source,
-                        Some(
-                            SourceReport::Switching { .. }
-                                | SourceReport::InDoubt { .. }
-                                | SourceReport::GoSent(_)
-                                | SourceReport::Died
-                        )
+            DriverEffect::Settle => self.decided_against() && self.source_is_bound(),
+            DriverEffect::TellStanding(standing) => {
+                let takes = matches!(
+                    destination,
+                    Some(
+                        DestinationReport::Prepared(_)
+                            | DestinationReport::Receiving
+                            | DestinationReport::Loaded
                     )
+                );
+                open && takes && self.stands(*standing)
+            }
+            DriverEffect::ArbitrateSource(_) => {
+                let waits = matches!(
+                    source,
+                    Some(SourceReport::Switching { .. } | SourceReport::InDoubt { .. })
+                );
+                open && waits && self.silent(DriverEvent::DestinationSilent)
+            }
+            DriverEffect::ArbitrateDestination => {
+                let dead = matches!(source, Some(SourceReport::Deciding { dead: Some(_), .. }));
+                open && destination == Some(&DestinationReport::Loaded)
+                    && (dead || self.silent(DriverEvent::SourceSilent))
             }
         }
     }
@@ -229,11 +312,12 @@ fn told() -> impl Strategy<Value = Told> {
 }
 
 proptest! {
-    /// Each order follows from what both sides and the record said last, and there is never more than one.
+    /// Each order follows from what both sides and the record said last, and there is never more than one of a kind.
     #[test]
     fn every_order_has_its_reasons(told in told()) {
         let orders = told.driver.next();
-        prop_assert!(orders.len() <= 1);
+        let kinds: std::collections::BTreeSet<OrderKey> = orders.iter().map(OrderKey::of).collect();
+        prop_assert_eq!(kinds.len(), orders.len());
         for effect in &orders {
             prop_assert!(told.allows(effect), "{:?}", effect);
             let waits = matches!(told.driver.stand(), Stand::Waiting { .. });
@@ -293,6 +377,11 @@ proptest! {
         // The user's word is in the object; the first failure of an order is what the driver holds on to.
         known.extend(told.events.iter().find(|e| matches!(e, DriverEvent::Cancel)).cloned());
         known.extend(told.events.iter().find(|e| matches!(e, DriverEvent::OrderFailed(_))).cloned());
+        for which in [DriverEvent::SourceSilent, DriverEvent::DestinationSilent] {
+            if told.silent(which) {
+                known.push(which(true));
+            }
+        }
         // A channel that was offered before and is in use now is known to the old one only; the new one gives up.
         let in_use = matches!(
             told.destination(),

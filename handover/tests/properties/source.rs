@@ -22,6 +22,7 @@ fn lets_the_guest_run(effect: &SourceEffect) -> bool {
         | SourceEffect::SwitchOver
         | SourceEffect::ReleaseDisks
         | SourceEffect::ReadRecord
+        | SourceEffect::DecideAborted
         | SourceEffect::Destroy => false,
     }
 }
@@ -51,11 +52,14 @@ fn runs_and_forbids_go(log: &[Line]) -> bool {
 
 fn sealed_in(report: SourceReport) -> bool {
     match report {
-        SourceReport::Switching { sealed, .. } | SourceReport::InDoubt { sealed, .. } => sealed,
+        SourceReport::Switching { sealed, .. }
+        | SourceReport::InDoubt { sealed, .. }
+        | SourceReport::Deciding { sealed, .. } => sealed,
         SourceReport::GoSent(go) => go.sealed,
         SourceReport::Begun
         | SourceReport::Streaming
         | SourceReport::Stopped { .. }
+        | SourceReport::Yielded
         | SourceReport::Released
         | SourceReport::Aborting(_)
         | SourceReport::Aborted(_)
@@ -78,11 +82,20 @@ fn last_intent(log: &[Line]) -> Option<Wanted> {
         SourceEntry::Begun { .. }
         | SourceEntry::Sealed
         | SourceEntry::AbortIntent { .. }
+        | SourceEntry::Arbitrating { .. }
         | SourceEntry::GoSent(_)
         | SourceEntry::Released
         | SourceEntry::Aborted { .. }
         | SourceEntry::Lost { .. } => None,
     })
+}
+
+/// What forbids Go for ever.
+fn forbids_go(entry: &SourceEntry) -> bool {
+    matches!(
+        entry,
+        SourceEntry::AbortIntent { .. } | SourceEntry::Arbitrating { .. }
+    )
 }
 
 /// The log since the agent was last started.
@@ -136,16 +149,30 @@ proptest! {
         for line in &run.log {
             match line {
                 Line::Restart => aborted = false,
-                Line::Effect(SourceEffect::Journal(SourceEntry::AbortIntent { .. })) => aborted = true,
                 Line::Effect(SourceEffect::Journal(SourceEntry::GoSent(_))) => prop_assert!(!aborted),
+                Line::Effect(SourceEffect::Journal(entry)) if forbids_go(entry) => aborted = true,
+                // What could not be written does not count; nothing has been done upon it.
+                Line::Event(SourceEvent::JournalFailed) => aborted = false,
                 Line::Report(SourceReport::GoSent(_)) => prop_assert!(!aborted),
                 Line::Effect(_) | Line::Written(_) | Line::Event(_) | Line::Report(_) => {}
             }
         }
-        let abort = run.journal.iter().position(|e| matches!(e, SourceEntry::AbortIntent { .. }));
+        let abort = run.journal.iter().position(forbids_go);
         let go = run.journal.iter().rposition(|e| matches!(e, SourceEntry::GoSent(_)));
         if let (Some(abort), Some(go)) = (abort, go) {
             prop_assert!(go < abort);
+        }
+    }
+
+    /// Rule 2: Aborted is asked of the record only with the promise on disk that Go is never said, and none said before.
+    #[test]
+    fn the_record_is_asked_only_where_go_is_out_of_the_question(run in source_run::run()) {
+        for (effect, before, _) in orders(&run) {
+            if *effect == SourceEffect::DecideAborted {
+                let promised = written(before).any(|e| matches!(e, SourceEntry::Arbitrating { .. }));
+                let said = written(before).any(|e| matches!(e, SourceEntry::GoSent(_)));
+                prop_assert!(promised && !said);
+            }
         }
     }
 
@@ -248,8 +275,6 @@ proptest! {
                 .iter()
                 .any(|l| matches!(l, Line::Event(SourceEvent::Confirm)));
             prop_assert!(confirmed);
-            let go = before.iter().any(|l| matches!(l, Line::Report(SourceReport::GoSent(_))));
-            prop_assert!(go);
         }
     }
 
@@ -289,7 +314,8 @@ proptest! {
         // The record counts only where it is being read.
         let (reading, _) = run.machine.step(order);
         let (next, step) = reading.step(SourceEvent::RecordRead(Some(record)));
-        prop_assert!(step.effects.is_empty());
+        let asks_again = matches!(run.machine.report(), SourceReport::Deciding { .. });
+        prop_assert!(step.effects.is_empty() || asks_again && step.effects == [SourceEffect::DecideAborted]);
         prop_assert_eq!(next.report(), run.machine.report());
     }
 
@@ -303,6 +329,8 @@ proptest! {
             run.machine.report(),
             SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
+                | SourceReport::Deciding { .. }
+                | SourceReport::Yielded
                 | SourceReport::Died
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
@@ -332,6 +360,7 @@ proptest! {
             let (next, step) = run.machine.step(event);
             for effect in &step.effects {
                 aborted |= matches!(effect, SourceEffect::Journal(SourceEntry::AbortIntent { .. }));
+                aborted |= *effect == SourceEffect::DecideAborted;
                 let go = matches!(effect, SourceEffect::Journal(SourceEntry::GoSent(_)));
                 prop_assert!(!(aborted && go));
                 prop_assert!(*effect != SourceEffect::Destroy || advanced);
@@ -398,7 +427,8 @@ fn the_lives_reach_every_part() {
     let mut runner = TestRunner::deterministic();
     let (mut released, mut aborted, mut brought_back, mut lost, mut restarted, mut unsealed) =
         (0, 0, 0, 0, 0, 0);
-    for _ in 0..512 {
+    let (mut asked_and_kept, mut asked_and_yielded) = (0, 0);
+    for _ in 0..1024 {
         let run = source_run::run().new_tree(&mut runner).expect("a life").current();
         let go = run
             .log
@@ -406,6 +436,12 @@ fn the_lives_reach_every_part() {
             .position(|l| matches!(l, Line::Report(SourceReport::GoSent(_))));
         let report = run.machine.report();
         let back = matches!(report, SourceReport::Aborted(_));
+        let asked = run
+            .log
+            .iter()
+            .any(|l| matches!(l, Line::Effect(SourceEffect::DecideAborted)));
+        asked_and_kept += usize::from(asked && back);
+        asked_and_yielded += usize::from(asked && report == SourceReport::Released);
         released += usize::from(report == SourceReport::Released);
         brought_back += usize::from(back && go.is_some());
         aborted += usize::from(back && go.is_none());
@@ -419,6 +455,15 @@ fn the_lives_reach_every_part() {
             ));
         }
     }
-    let reached = [released, aborted, brought_back, lost, restarted, unsealed];
+    let reached = [
+        released,
+        aborted,
+        brought_back,
+        lost,
+        restarted,
+        unsealed,
+        asked_and_kept,
+        asked_and_yielded,
+    ];
     assert!(reached.iter().all(|n| *n >= 5), "{reached:?}");
 }

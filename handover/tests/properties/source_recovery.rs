@@ -10,6 +10,12 @@ fn go_in(entries: &[SourceEntry]) -> bool {
     entries.iter().any(|e| matches!(e, SourceEntry::GoSent(_)))
 }
 
+fn arbitrating_in(entries: &[SourceEntry]) -> bool {
+    entries
+        .iter()
+        .any(|e| matches!(e, SourceEntry::Arbitrating { .. }))
+}
+
 fn abort_in(entries: &[SourceEntry]) -> bool {
     entries
         .iter()
@@ -57,6 +63,18 @@ proptest! {
                 prop_assert!(kept, "{:?} after {:?}", report, written);
                 continue;
             }
+            if arbitrating_in(written) && !go_in(written) {
+                let kept = matches!(
+                    report,
+                    SourceReport::Deciding { .. }
+                        | SourceReport::Yielded
+                        | SourceReport::Released
+                        | SourceReport::Lost(_)
+                );
+                prop_assert!(kept, "{:?} after {:?}", report, written);
+                continue;
+            }
+            let released = written.contains(&SourceEntry::Released);
             let over = written.iter().any(|e| matches!(e, SourceEntry::Lost { .. } | SourceEntry::Aborted { .. }));
             if go_in(written) && !over {
                 prop_assert!(
@@ -66,8 +84,8 @@ proptest! {
                 let harmless = step.effects.iter().all(|e| *e == SourceEffect::Destroy);
                 prop_assert!(harmless, "{:?} after {:?}", step.effects, written);
             } else {
-                let more = matches!(report, SourceReport::GoSent(_) | SourceReport::Released);
-                prop_assert!(!more, "{:?} after {:?}", report, written);
+                let more = matches!(report, SourceReport::GoSent(_) | SourceReport::Released | SourceReport::Yielded);
+                prop_assert!(!more || released, "{:?} after {:?}", report, written);
             }
             if machine.is_final() {
                 let rest = step.effects.iter().all(|e| {

@@ -26,6 +26,8 @@ pub enum Move {
     Work(u8),
     /// What brings a migration forward from here.
     Forward,
+    /// The destination is not heard, where that asks for something.
+    Doubt,
     /// Something is ordered or seen, whether it fits or not.
     See(SourceEvent),
     /// The agent dies and comes back; what it had still to do is forgotten.
@@ -93,6 +95,11 @@ impl Run {
                     self.work(u8::MAX);
                 }
             }
+            Move::Doubt => {
+                if let SourceReport::Switching { .. } | SourceReport::InDoubt { .. } = self.machine.report() {
+                    self.see(SourceEvent::Arbitrate(godwit_handover::Cause::PathNotProven));
+                }
+            }
             Move::Work(choice) => self.work(choice),
             Move::Restart(facts) => self.restart(facts),
         }
@@ -114,7 +121,9 @@ impl Run {
                 SourceEvent::Ready
             }
             SourceReport::InDoubt { .. } | SourceReport::Died => SourceEvent::Ready,
-            SourceReport::GoSent(_)
+            SourceReport::Deciding { .. }
+            | SourceReport::Yielded
+            | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Aborting(_)
             | SourceReport::Aborted(_)
@@ -152,6 +161,13 @@ impl Run {
                 24..48 => Some(words::armed()),
                 48..96 => Some(words::reverted()),
                 _ => Some(words::advanced()),
+            })),
+            SourceEffect::DecideAborted => Some(SourceEvent::RecordRead(match choice {
+                0..24 => None,
+                24..48 => Some(words::armed()),
+                48..96 => Some(words::committed()),
+                96..128 => Some(words::advanced()),
+                _ => Some(words::reverted()),
             })),
             SourceEffect::Destroy => Some(SourceEvent::Destroyed),
         };
@@ -212,6 +228,7 @@ pub fn sighting() -> impl Strategy<Value = SourceEvent> {
         6 => Just(SourceEvent::Confirm),
         2 => words::cause().prop_map(SourceEvent::Abort),
         6 => Just(SourceEvent::Settle),
+        2 => words::cause().prop_map(SourceEvent::Arbitrate),
         6 => prop::bool::weighted(0.8).prop_map(SourceEvent::PathProven),
         1 => Just(SourceEvent::DriverSilent),
         4 => pass.prop_map(SourceEvent::Pass),
@@ -237,6 +254,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let action = prop_oneof![
         10 => any::<u8>().prop_map(Move::Work),
         10 => Just(Move::Forward),
+        4 => Just(Move::Doubt),
         6 => sighting().prop_map(Move::See),
         1 => facts().prop_map(Move::Restart),
     ];
@@ -274,6 +292,7 @@ pub fn entry() -> impl Strategy<Value = SourceEntry> {
         2 => Just(SourceEntry::Sealed),
         2 => (words::cause(), any::<bool>())
             .prop_map(|(cause, switchover)| SourceEntry::AbortIntent { cause, switchover }),
+        2 => words::cause().prop_map(|cause| SourceEntry::Arbitrating { cause }),
         2 => words::go().prop_map(SourceEntry::GoSent),
         2 => Just(SourceEntry::Released),
         1 => words::cause().prop_map(|cause| SourceEntry::Aborted { cause }),

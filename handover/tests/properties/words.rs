@@ -1,7 +1,8 @@
 //! Arbitrary values of the words that all three machines share.
 
 use godwit_handover::{
-    Cause, Channel, Decision, Gates, Go, GoEvidence, RecordView, StreamFact, Terms, Token, Wanted,
+    Cause, Channel, Decision, Gates, Go, GoEvidence, RecordView, Standing, StandingBecause, StreamFact,
+    Terms, Token, Wanted,
 };
 use proptest::prelude::*;
 
@@ -98,6 +99,19 @@ pub fn advanced() -> RecordView {
         migration: Some(terms().migration),
         decision: Decision::Committed,
     }
+}
+
+/// By the destination, and not advanced.
+pub fn committed() -> RecordView {
+    RecordView {
+        decision: Decision::Committed,
+        ..armed()
+    }
+}
+
+pub fn standing() -> impl Strategy<Value = Standing> {
+    let because = prop::sample::select(vec![StandingBecause::Sealed, StandingBecause::SourceDead]);
+    (because, wanted()).prop_map(|(because, wanted)| Standing { because, wanted })
 }
 
 pub fn reverted() -> RecordView {

@@ -97,6 +97,7 @@ async fn updates_arrive_as_they_change() {
         Side::Source(SourceReport::Switching {
             sealed: true,
             ready: false,
+            wanted: None,
         }),
         Side::Destination(DestinationReport::Reverted(Cause::StreamFailed)),
     ] {

@@ -124,6 +124,9 @@ impl wire::agent_server::Agent for Agent {
             | Order::AbortSource(_)
             | Order::AbortDestination(_)
             | Order::Settle
+            | Order::SourceStands(_)
+            | Order::ArbitrateSource(_)
+            | Order::ArbitrateDestination
             | Order::Retune { .. }
             | Order::Drive(_) => OrderAnswer::Taken,
         };

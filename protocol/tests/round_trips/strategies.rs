@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use godwit_handover::{
-    Cause, Channel, DestinationReport, Go, GoEvidence, Phase, SourceReport, Terms, Token, Wanted,
+    Cause, Channel, DestinationReport, Go, GoEvidence, Phase, SourceReport, Standing, StandingBecause, Terms,
+    Token, Wanted,
 };
 use godwit_protocol::clock::Offset;
 use godwit_protocol::{
@@ -84,13 +85,32 @@ pub fn definition() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(any::<u8>(), 1..300)
 }
 
+fn maybe_wanted() -> impl Strategy<Value = Option<Wanted>> {
+    prop::sample::select(vec![None, Some(Wanted::Run), Some(Wanted::StayStopped)])
+}
+
 fn source_report() -> impl Strategy<Value = SourceReport> {
     prop_oneof![
         Just(SourceReport::Begun),
         Just(SourceReport::Streaming),
         any::<bool>().prop_map(|sealed| SourceReport::Stopped { sealed }),
-        any::<(bool, bool)>().prop_map(|(sealed, ready)| SourceReport::Switching { sealed, ready }),
-        any::<(bool, bool)>().prop_map(|(sealed, ready)| SourceReport::InDoubt { sealed, ready }),
+        (any::<bool>(), any::<bool>(), maybe_wanted()).prop_map(|(sealed, ready, wanted)| {
+            SourceReport::Switching {
+                sealed,
+                ready,
+                wanted,
+            }
+        }),
+        (any::<bool>(), any::<bool>(), maybe_wanted()).prop_map(|(sealed, ready, wanted)| {
+            SourceReport::InDoubt {
+                sealed,
+                ready,
+                wanted,
+            }
+        }),
+        (cause(), maybe_wanted(), any::<bool>())
+            .prop_map(|(cause, dead, sealed)| { SourceReport::Deciding { cause, dead, sealed } }),
+        Just(SourceReport::Yielded),
         go().prop_map(SourceReport::GoSent),
         Just(SourceReport::Released),
         cause().prop_map(SourceReport::Aborting),
@@ -107,6 +127,7 @@ fn destination_report() -> impl Strategy<Value = DestinationReport> {
         Just(DestinationReport::Receiving),
         Just(DestinationReport::Loaded),
         Just(DestinationReport::Blocked),
+        Just(DestinationReport::Deciding),
         Just(DestinationReport::Starting),
         any::<bool>().prop_map(|running| DestinationReport::Holding { running }),
         cause().prop_map(DestinationReport::Reverting),
@@ -137,6 +158,13 @@ pub fn order() -> impl Strategy<Value = Order> {
         cause().prop_map(Order::AbortSource),
         cause().prop_map(Order::AbortDestination),
         Just(Order::Settle),
+        (
+            prop::sample::select(vec![StandingBecause::Sealed, StandingBecause::SourceDead]),
+            prop::sample::select(vec![Wanted::Run, Wanted::StayStopped]),
+        )
+            .prop_map(|(because, wanted)| Order::SourceStands(Standing { because, wanted })),
+        cause().prop_map(Order::ArbitrateSource),
+        Just(Order::ArbitrateDestination),
         (0..=i64::MAX.unsigned_abs()).prop_map(|bandwidth| Order::Retune { bandwidth }),
     ]
 }

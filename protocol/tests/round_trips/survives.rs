@@ -21,7 +21,8 @@ proptest! {
                 (terms, Order::Drive(drive))
             }
             Order::Begin { .. } | Order::Perform(_) | Order::Ready | Order::Finish(_) | Order::Confirm
-            | Order::AbortSource(_) | Order::AbortDestination(_) | Order::Settle | Order::Retune { .. } => (terms, order),
+            | Order::AbortSource(_) | Order::AbortDestination(_) | Order::Settle | Order::SourceStands(_)
+            | Order::ArbitrateSource(_) | Order::ArbitrateDestination | Order::Retune { .. } => (terms, order),
         };
         let request = carried(&order.to_request(&terms));
         prop_assert_eq!(Order::from_request(request), Ok((terms, order)));

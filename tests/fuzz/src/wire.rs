@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use godwit_handover::{
-    Cause, Channel, DestinationReport, Go, GoEvidence, Phase, SourceReport, Terms, Token, Wanted,
+    Cause, Channel, DestinationReport, Go, GoEvidence, Phase, SourceReport, Standing, StandingBecause, Terms,
+    Token, Wanted,
 };
 use godwit_protocol::clock::Offset;
 use godwit_protocol::order::DriverLives;
@@ -91,6 +92,12 @@ pub fn orders() -> Vec<Vec<u8>> {
         Order::AbortSource(Cause::Cancelled),
         Order::AbortDestination(Cause::StreamFailed),
         Order::Settle,
+        Order::SourceStands(Standing {
+            because: StandingBecause::Sealed,
+            wanted: Wanted::Run,
+        }),
+        Order::ArbitrateSource(Cause::PathNotProven),
+        Order::ArbitrateDestination,
         Order::Retune { bandwidth: 1 << 30 },
     ];
     orders
@@ -129,6 +136,9 @@ pub fn order(bytes: &[u8]) {
         | Order::AbortSource(_)
         | Order::AbortDestination(_)
         | Order::Settle
+        | Order::SourceStands(_)
+        | Order::ArbitrateSource(_)
+        | Order::ArbitrateDestination
         | Order::Retune { .. } => {}
     }
     assert_eq!(Order::from_request(order.to_request(&terms)), Ok((terms, order)));
@@ -234,7 +244,14 @@ pub fn updates() -> Vec<Vec<u8>> {
         Some(Side::Source(SourceReport::Switching {
             sealed: true,
             ready: false,
+            wanted: Some(Wanted::Run),
         })),
+        Some(Side::Source(SourceReport::Deciding {
+            cause: Cause::DriverSilent,
+            dead: Some(Wanted::Run),
+            sealed: true,
+        })),
+        Some(Side::Destination(DestinationReport::Deciding)),
         Some(Side::Source(SourceReport::GoSent(go()))),
         Some(Side::Source(SourceReport::Lost(Cause::SourceDied))),
         Some(Side::Destination(DestinationReport::Prepared(channel()))),

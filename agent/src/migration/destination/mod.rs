@@ -16,8 +16,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::asking::Patience;
 use super::channel::ChannelError;
-use super::custody::Custody;
+use super::custody::{Custody, RecordArbiter};
 use super::driver_watch::DriverWatch;
 use super::gateway::Gateway;
 use super::journal::{Journal, Line};
@@ -55,6 +56,7 @@ pub(super) struct DestinationStart {
     /// The process of a recovered one.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
+    pub(super) records: Arc<dyn RecordArbiter>,
     /// `None` if the migration had ended before.
     pub(super) journal: Option<Journal>,
     pub(super) publisher: Publisher,
@@ -82,6 +84,9 @@ struct Runner {
     tunnel: Option<Tunnels>,
     cable: Option<Cable>,
     custody: Arc<dyn Custody>,
+    records: Arc<dyn RecordArbiter>,
+    asking: Option<AbortOnDropHandle<()>>,
+    patience: Patience,
     pen: Option<Pen<DestinationEntry>>,
     lane: Option<(mpsc::UnboundedSender<Work>, AbortOnDropHandle<()>)>,
     answers: mpsc::UnboundedSender<Answer>,
@@ -145,6 +150,9 @@ pub(super) async fn run(start: DestinationStart) {
         tunnel: start.tunnel,
         cable: start.cable,
         custody: start.custody,
+        records: start.records,
+        asking: None,
+        patience: Patience::default(),
         pen,
         lane,
         answers,

@@ -1,9 +1,10 @@
 //! The task: carries the machine's effects out, takes orders and answers, and hands the guest over, or away, at the end.
 
+use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use godwit_handover::{DestinationEffect, DestinationEvent, DestinationReport, Step};
+use godwit_handover::{Decision, DestinationEffect, DestinationEvent, DestinationReport, RecordView, Step};
 use godwit_protocol::{Category, Fault, Side};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
@@ -15,7 +16,8 @@ use crate::clock::now_micros;
 use crate::guest_network;
 use crate::guests::{GuestError, Held};
 use crate::hypervisor::{GuestEvent, GuestEventKind, HypervisorError, RunState, StreamState, StreamStatus};
-use crate::migration::driver_watch::Lapse;
+use crate::migration::asking;
+use crate::migration::driver_watch::{Bearing, Lapse};
 use crate::migration::gateway::Gateway;
 use crate::migration::journal::Line;
 use crate::migration::observation;
@@ -37,6 +39,19 @@ impl Role for Runner {
     fn advance(&mut self, event: DestinationEvent) -> Step<DestinationEffect> {
         let (machine, out) = self.machine.step(event);
         self.machine = machine;
+        self.driver.bear(match self.machine.report() {
+            DestinationReport::Loaded => Bearing::StandingStill,
+            DestinationReport::Preparing
+            | DestinationReport::Prepared(_)
+            | DestinationReport::Receiving
+            | DestinationReport::Blocked
+            | DestinationReport::Deciding
+            | DestinationReport::Starting
+            | DestinationReport::Holding { .. }
+            | DestinationReport::Reverting(_)
+            | DestinationReport::Reverted(_)
+            | DestinationReport::Lost(_) => Bearing::Patient,
+        });
         out
     }
 
@@ -70,6 +85,15 @@ impl Role for Runner {
                 }
             },
             DestinationEffect::Resume => self.order(Work::Resume),
+            DestinationEffect::ReadRecord => {
+                let (records, guest) = (self.records.clone(), self.machine.terms().guest.clone());
+                self.ask(async move { asking::read(&*records, &guest).await });
+            }
+            DestinationEffect::DecideCommitted => {
+                let (records, terms) = (self.records.clone(), self.machine.terms().clone());
+                let after = self.patience.next();
+                self.ask(async move { asking::decide(&*records, &terms, Decision::Committed, after).await });
+            }
             DestinationEffect::Destroy => {
                 self.shut_the_door();
                 self.order(Work::Destroy);
@@ -87,6 +111,7 @@ impl Role for Runner {
             | DestinationReport::Receiving
             | DestinationReport::Loaded
             | DestinationReport::Blocked
+            | DestinationReport::Deciding
             | DestinationReport::Starting
             | DestinationReport::Holding { .. }
             | DestinationReport::Reverting(_) => false,
@@ -285,6 +310,7 @@ impl Role for Runner {
             | DestinationReport::Receiving
             | DestinationReport::Loaded
             | DestinationReport::Blocked
+            | DestinationReport::Deciding
             | DestinationReport::Starting
             | DestinationReport::Reverting(_) => self.custody.discard_incoming(terms).await,
         };
@@ -316,6 +342,15 @@ impl Role for Runner {
 }
 
 impl Runner {
+    /// Asks the record, beside all else.
+    fn ask(&mut self, question: impl Future<Output = Option<RecordView>> + Send + 'static) {
+        let answers = self.answers.clone();
+        self.asking = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let record = question.await;
+            let _ = answers.send(Answer::Event(DestinationEvent::RecordRead(record), None));
+        })));
+    }
+
     fn order(&mut self, work: Work) {
         if let Some((lane, _)) = &self.lane
             && lane.send(work).is_err()
@@ -418,7 +453,9 @@ impl Runner {
         }
         match self.machine.report() {
             DestinationReport::Prepared(_) | DestinationReport::Receiving => Some(Duration::from_millis(250)),
-            DestinationReport::Loaded | DestinationReport::Blocked => Some(Duration::from_secs(1)),
+            DestinationReport::Loaded | DestinationReport::Blocked | DestinationReport::Deciding => {
+                Some(Duration::from_secs(1))
+            }
             // The lane waits for the answer to `resume` and looks itself.
             DestinationReport::Starting
             | DestinationReport::Preparing
@@ -432,6 +469,7 @@ impl Runner {
     /// Nothing of the guest is kept any more.
     fn let_go(&mut self) {
         self.lane = None;
+        self.asking = None;
         self.guest = None;
         self.events = None;
         self.pen = None;

@@ -74,6 +74,7 @@ fn follows_from(report: &DestinationReport) -> Option<Write> {
         | DestinationReport::Receiving
         | DestinationReport::Loaded
         | DestinationReport::Blocked
+        | DestinationReport::Deciding
         | DestinationReport::Starting
         | DestinationReport::Reverting(_) => None,
     }

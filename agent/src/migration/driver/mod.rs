@@ -268,6 +268,9 @@ impl Roles for Drivers {
             | Order::AbortSource(_)
             | Order::AbortDestination(_)
             | Order::Settle
+            | Order::SourceStands(_)
+            | Order::ArbitrateSource(_)
+            | Order::ArbitrateDestination
             | Order::Retune { .. } => self.inner.parts.migrations.order(&terms, order).await,
         }
     }

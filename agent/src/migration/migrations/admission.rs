@@ -220,6 +220,7 @@ impl Inner {
             rim: self.rim.clone(),
             guest: None,
             custody: self.custody.clone(),
+            records: self.records.clone(),
             journal: Some(journal),
             publisher: self.publisher(terms),
             mailbox,

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::custody::{Custody, Records};
+use super::custody::{Custody, RecordArbiter};
 use super::faults;
 use super::journal::{self, JournalError};
 use super::native_several::Cable;
@@ -70,7 +70,7 @@ struct Inner {
     rim: Rim,
     journals: PathBuf,
     custody: Arc<dyn Custody>,
-    records: Arc<dyn Records>,
+    records: Arc<dyn RecordArbiter>,
     table: Mutex<Table>,
     /// Held while a new migration is taken on, so that two for one guest cannot pass each other.
     admission: tokio::sync::Mutex<()>,
@@ -79,12 +79,17 @@ struct Inner {
 
 impl Migrations {
     /// A handle that knows no migration yet: [`Migrations::recover`] comes first.
-    pub fn new(settings: Settings, custody: Arc<dyn Custody>, records: Arc<dyn Records>) -> Self {
+    pub fn new(settings: Settings, custody: Arc<dyn Custody>, records: Arc<dyn RecordArbiter>) -> Self {
         Self::on(Rim::default(), settings, custody, records)
     }
 
     /// The same on another disk and network than the host's.
-    pub fn on(rim: Rim, settings: Settings, custody: Arc<dyn Custody>, records: Arc<dyn Records>) -> Self {
+    pub fn on(
+        rim: Rim,
+        settings: Settings,
+        custody: Arc<dyn Custody>,
+        records: Arc<dyn RecordArbiter>,
+    ) -> Self {
         let journals = settings.state_directory.join("journals");
         Self {
             inner: Arc::new(Inner {

@@ -28,11 +28,17 @@ impl Inner {
             Order::Ready => self.to_source(terms, SourceEvent::Ready).await,
             Order::Confirm => self.to_source(terms, SourceEvent::Confirm).await,
             Order::Settle => self.to_source(terms, SourceEvent::Settle).await,
+            Order::ArbitrateSource(cause) => self.to_source(terms, SourceEvent::Arbitrate(cause)).await,
             Order::AbortSource(cause) => self.to_source(terms, SourceEvent::Abort(cause)).await,
             Order::Retune { bandwidth } => self.retune(terms, bandwidth),
             // Of the drivers' concern ([`crate::migration::Drivers`]); a side by itself drives nothing.
             Order::Drive(_) => Err(faults::internal(&"a side was ordered to drive")),
             Order::Finish(go) => self.to_destination(terms, DestinationEvent::Finish(go)).await,
+            Order::SourceStands(standing) => {
+                self.to_destination(terms, DestinationEvent::SourceStands(standing))
+                    .await
+            }
+            Order::ArbitrateDestination => self.to_destination(terms, DestinationEvent::Arbitrate).await,
             Order::AbortDestination(cause) => {
                 self.to_destination(terms, DestinationEvent::Abort(cause)).await
             }

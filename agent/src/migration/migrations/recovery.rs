@@ -194,6 +194,7 @@ impl Inner {
             rim: self.rim.clone(),
             guest,
             custody: self.custody.clone(),
+            records: self.records.clone(),
             journal: (!ended).then_some(journal),
             publisher: self.publisher(&terms),
             mailbox,

@@ -168,7 +168,9 @@ impl Hand {
                 ),
             },
             // These have lanes of their own.
-            SourceEffect::Journal(_) | SourceEffect::ReadRecord => Answer::Nothing(None),
+            SourceEffect::Journal(_) | SourceEffect::ReadRecord | SourceEffect::DecideAborted => {
+                Answer::Nothing(None)
+            }
         }
     }
 

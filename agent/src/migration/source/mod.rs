@@ -5,7 +5,6 @@
 //! hypervisor tells and of what a look at it shows.
 
 mod hand;
-mod record;
 mod runner;
 mod senses;
 
@@ -20,7 +19,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::custody::{Custody, Records};
+use super::asking::Patience;
+use super::custody::{Custody, RecordArbiter};
 use super::driver_watch::DriverWatch;
 use super::journal::{Journal, Line};
 use super::native_several::Cable;
@@ -47,7 +47,7 @@ pub(super) struct SourceStart {
     /// The process; `None` if it is gone.
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
-    pub(super) records: Arc<dyn Records>,
+    pub(super) records: Arc<dyn RecordArbiter>,
     /// `None` if the migration had ended before.
     pub(super) journal: Option<Journal>,
     pub(super) publisher: Publisher,
@@ -78,7 +78,7 @@ struct Runner {
     tunnel: Option<Tunnels>,
     cable: Option<Cable>,
     custody: Arc<dyn Custody>,
-    records: Arc<dyn Records>,
+    records: Arc<dyn RecordArbiter>,
     pen: Option<Pen<SourceEntry>>,
     journal_path: Option<PathBuf>,
     lane: Option<(mpsc::UnboundedSender<Work>, AbortOnDropHandle<()>)>,
@@ -89,6 +89,7 @@ struct Runner {
     over: Arc<AtomicBool>,
     begun: Option<oneshot::Sender<bool>>,
     reading: Option<AbortOnDropHandle<()>>,
+    patience: Patience,
     /// The stream that the hypervisor shows is this migration's.
     stream_known: bool,
     /// What the hypervisor was told last; not known after a restart.
@@ -161,6 +162,7 @@ pub(super) async fn run(start: SourceStart) {
         over: start.over,
         begun: start.begun,
         reading: None,
+        patience: Patience::default(),
         stream_known: start.recovered,
         held_back: (!start.recovered).then_some(false),
         end_told: false,

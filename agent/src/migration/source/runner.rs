@@ -2,19 +2,19 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_handover::{Pass, SourceEffect, SourceEvent, SourceReport, Step};
+use godwit_handover::{Decision, Pass, SourceEffect, SourceEvent, SourceReport, Step};
 use godwit_protocol::Side;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::hand::Work;
-use super::record;
 use super::{Answer, Runner};
 use crate::guest_network;
 use crate::guests::GuestError;
 use crate::hypervisor::GuestEvent;
-use crate::migration::driver_watch::Lapse;
+use crate::migration::asking;
+use crate::migration::driver_watch::{Bearing, Lapse};
 use crate::migration::journal::{self, Line};
 use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
 
@@ -26,6 +26,20 @@ impl Role for Runner {
     fn advance(&mut self, event: SourceEvent) -> Step<SourceEffect> {
         let (machine, out) = self.machine.step(event);
         self.machine = machine;
+        self.driver.bear(match self.machine.report() {
+            SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => Bearing::StandingStill,
+            SourceReport::Begun
+            | SourceReport::Streaming
+            | SourceReport::Stopped { .. }
+            | SourceReport::Deciding { .. }
+            | SourceReport::Yielded
+            | SourceReport::GoSent(_)
+            | SourceReport::Released
+            | SourceReport::Aborting(_)
+            | SourceReport::Aborted(_)
+            | SourceReport::Died
+            | SourceReport::Lost(_) => Bearing::Patient,
+        });
         self.hold_back();
         out
     }
@@ -43,7 +57,15 @@ impl Role for Runner {
                 let (records, answers) = (self.records.clone(), self.answers.clone());
                 let guest = self.machine.terms().guest.clone();
                 self.reading = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                    let record = record::read(&*records, &guest).await;
+                    let record = asking::read(&*records, &guest).await;
+                    let _ = answers.send(Answer::Event(SourceEvent::RecordRead(record), None));
+                })));
+            }
+            SourceEffect::DecideAborted => {
+                let (records, answers) = (self.records.clone(), self.answers.clone());
+                let (terms, after) = (self.machine.terms().clone(), self.patience.next());
+                self.reading = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                    let record = asking::decide(&*records, &terms, Decision::Aborted, after).await;
                     let _ = answers.send(Answer::Event(SourceEvent::RecordRead(record), None));
                 })));
             }
@@ -75,6 +97,8 @@ impl Role for Runner {
             | SourceReport::Stopped { .. }
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
+            | SourceReport::Deciding { .. }
+            | SourceReport::Yielded
             | SourceReport::GoSent(_)
             | SourceReport::Aborting(_)
             | SourceReport::Died => false,
@@ -271,6 +295,8 @@ impl Runner {
             SourceReport::Stopped { .. }
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
+            | SourceReport::Deciding { .. }
+            | SourceReport::Yielded
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Aborting(_)

@@ -143,6 +143,8 @@ impl Runner {
                     | SourceReport::Stopped { .. }
                     | SourceReport::Switching { .. }
                     | SourceReport::InDoubt { .. }
+                    | SourceReport::Deciding { .. }
+                    | SourceReport::Yielded
                     | SourceReport::Aborting(_)
                     | SourceReport::Aborted(_)
                     | SourceReport::Died
@@ -166,9 +168,11 @@ impl Runner {
             SourceReport::Stopped { .. } | SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => {
                 Duration::from_millis(50)
             }
-            SourceReport::Begun | SourceReport::Streaming | SourceReport::Aborting(_) => {
-                Duration::from_millis(500)
-            }
+            SourceReport::Begun
+            | SourceReport::Streaming
+            | SourceReport::Deciding { .. }
+            | SourceReport::Yielded
+            | SourceReport::Aborting(_) => Duration::from_millis(500),
             SourceReport::GoSent(_) => Duration::from_secs(1),
             SourceReport::Released
             | SourceReport::Aborted(_)

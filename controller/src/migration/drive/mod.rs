@@ -38,6 +38,8 @@ use crate::record::{self, RecordError};
 
 /// From the start of the driver to the first byte of guest memory.
 pub(super) const START_WITHIN: Duration = Duration::from_secs(30);
+/// How long a side is silent before the other one, where the guest stands still, has the record decide.
+const STANDING_STILL: Duration = Duration::from_secs(5);
 /// How often is looked whether something has to be given again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -423,6 +425,13 @@ impl Drive {
         if self.watching.is_some() {
             self.look_watching();
         }
+        let silent = |side: &SideState| {
+            side.silent_since
+                .is_some_and(|since| since.elapsed() >= STANDING_STILL)
+        };
+        let (source, destination) = (silent(&self.source), silent(&self.destination));
+        self.step(DriverEvent::SourceSilent(source));
+        self.step(DriverEvent::DestinationSilent(destination));
         self.retune();
         if matches!(self.driver.stand(), Stand::Ended(_)) {
             if self.may_begin() {

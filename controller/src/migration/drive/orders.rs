@@ -82,6 +82,23 @@ impl Drive {
                 );
             }
             DriverEffect::Settle => self.order(Key::Settle, Role::Source, Order::Settle),
+            DriverEffect::TellStanding(standing) => {
+                self.order(
+                    Key::TellStanding,
+                    Role::Destination,
+                    Order::SourceStands(standing),
+                );
+            }
+            DriverEffect::ArbitrateSource(cause) => {
+                self.order(Key::ArbitrateSource, Role::Source, Order::ArbitrateSource(cause));
+            }
+            DriverEffect::ArbitrateDestination => {
+                self.order(
+                    Key::ArbitrateDestination,
+                    Role::Destination,
+                    Order::ArbitrateDestination,
+                );
+            }
         }
     }
 
@@ -194,7 +211,8 @@ impl Drive {
             return;
         };
         let now = self.now();
-        if !self.given.give(key, now) {
+        // An older agent knows nothing of it: what would follow from it waits for a person there.
+        if connection.client.version() < order.since() || !self.given.give(key, now) {
             return;
         }
         tracing::debug!(

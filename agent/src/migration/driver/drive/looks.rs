@@ -7,6 +7,7 @@ use godwit_protocol::{GaveUp, OtherSide};
 use tokio::time::Instant;
 
 use super::{Done, Drive, READ_EVERY};
+use crate::migration::driver_watch::STANDING_STILL;
 
 /// Between two keepalives: the proof of the path must not grow old between them.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(1);
@@ -40,10 +41,11 @@ impl Drive {
                 told,
             });
         }
-        let silent = self
-            .silent_since
-            .is_some_and(|since| now.duration_since(since) >= self.kept.order.silence);
-        if silent && self.driver.before_switchover() {
+        let silent_for = self.silent_since.map(|since| now.duration_since(since));
+        let too_long = |limit| silent_for.is_some_and(|silence| silence >= limit);
+        let standing_still = too_long(STANDING_STILL.min(self.kept.order.silence));
+        self.step(DriverEvent::DestinationSilent(standing_still));
+        if too_long(self.kept.order.silence) && self.driver.before_switchover() {
             let seconds = self.kept.order.silence.as_secs();
             let told = self.unreachable(&format!("was silent for {seconds} s"));
             self.give_up(GaveUp {

@@ -54,6 +54,11 @@ impl Drive {
                 self.order_destination(key, Order::AbortDestination(cause))
             }
             DriverEffect::Settle => self.order_source(key, Order::Settle),
+            DriverEffect::TellStanding(standing) => {
+                self.order_destination(key, Order::SourceStands(standing));
+            }
+            DriverEffect::ArbitrateSource(cause) => self.order_source(key, Order::ArbitrateSource(cause)),
+            DriverEffect::ArbitrateDestination => self.order_destination(key, Order::ArbitrateDestination),
         }
     }
 
@@ -114,7 +119,8 @@ impl Drive {
     pub(super) fn order_destination(&mut self, key: OrderKey, order: Order) {
         let now = self.now();
         let Some(client) = self.client.clone() else { return };
-        if !self.given.give(key, now) {
+        // An older agent knows nothing of it: what would follow from it waits for a person there.
+        if client.version() < order.since() || !self.given.give(key, now) {
             return;
         }
         let terms = self.terms().clone();
