@@ -52,7 +52,7 @@ async fn controller_and_host_get_in() {
             .unwrap();
         assert_eq!(
             (client.host(), client.boot_id(), client.version()),
-            ("node-a", "boot-1", 1)
+            ("node-a", "boot-1", 2)
         );
     }
     assert_eq!(authority.client(CONTROLLER).identity(), &PeerIdentity::Controller);

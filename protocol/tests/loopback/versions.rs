@@ -39,8 +39,19 @@ async fn a_newer_client_that_speaks_ours_too_is_served() {
     let served = Served::new(Agent::default(), authority.server(&host("node-a"))).await;
     let stranger = Stranger::with(authority.issue("newer", CONTROLLER, Dates::Good));
     let mut calls = stranger.calls(served.address).await;
-    assert_eq!(calls.hello(hello(1, 2)).await.unwrap().into_inner().version, 1);
+    assert_eq!(calls.hello(hello(2, 3)).await.unwrap().into_inner().version, 2);
+    calls.keep_alive(keep_alive(Some("2"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_older_client_is_served_in_its_own_version() {
+    let authority = Authority::new();
+    let served = Served::new(Agent::default(), authority.server(&host("node-a"))).await;
+    let stranger = Stranger::with(authority.issue("older", CONTROLLER, Dates::Good));
+    let mut calls = stranger.calls(served.address).await;
+    assert_eq!(calls.hello(hello(1, 1)).await.unwrap().into_inner().version, 1);
     calls.keep_alive(keep_alive(Some("1"))).await.unwrap();
+    is_unsupported(&calls.keep_alive(keep_alive(Some("2"))).await.unwrap_err().into());
 }
 
 #[tokio::test]
@@ -52,7 +63,7 @@ async fn a_client_that_speaks_only_others_is_told_both_ranges() {
     let fault = Fault::from(calls.hello(hello(7, 8)).await.unwrap_err());
     is_unsupported(&fault);
     assert!(
-        fault.message.contains("speaks 1") && fault.message.contains("7 to 8"),
+        fault.message.contains("speaks 1 to 2") && fault.message.contains("7 to 8"),
         "{}",
         fault.message
     );
@@ -93,7 +104,7 @@ async fn an_agent_with_other_versions_is_refused() {
     let authority = Authority::new();
     for script in [
         HelloScript::OnlyVersions(5, 6),
-        HelloScript::Version(2),
+        HelloScript::Version(3),
         HelloScript::Version(0),
     ] {
         let agent = Agent {
