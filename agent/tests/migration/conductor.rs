@@ -1,6 +1,7 @@
 //! Conducts a migration between two hosts' agents as the controller does: with the driver's own machine, orders
 //! again until the reports move on, keepalives, and the record.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,16 +18,22 @@ pub const SOON: Duration = Duration::from_secs(30);
 
 /// The guest's record.
 #[derive(Clone)]
-pub struct Record(pub Arc<Mutex<RecordView>>);
+pub struct Record(pub Arc<Mutex<RecordView>>, Arc<AtomicUsize>);
 
 impl Record {
     pub fn new(terms: &Terms) -> Self {
-        Self(Arc::new(Mutex::new(RecordView {
+        let record = RecordView {
             holder: terms.source.clone(),
             epoch: terms.epoch,
             migration: None,
             decision: Decision::None,
-        })))
+        };
+        Self(Arc::new(Mutex::new(record)), Arc::default())
+    }
+
+    /// How often an agent has read it.
+    pub fn read_count(&self) -> usize {
+        self.1.load(Ordering::SeqCst)
     }
 
     pub fn view(&self) -> RecordView {
@@ -37,6 +44,7 @@ impl Record {
 #[async_trait]
 impl Records for Record {
     async fn whole(&self, _guest: &str) -> Option<Recorded> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         Some(Recorded {
             view: self.view(),
             definition: String::new(),
@@ -66,6 +74,8 @@ pub struct Conductor {
     pub source: Option<Update>,
     pub destination: Option<Update>,
     refusals: Vec<String>,
+    /// Orders that are lost on their way, by their names.
+    pub lost: Vec<&'static str>,
 }
 
 impl Conductor {
@@ -80,6 +90,7 @@ impl Conductor {
             source: None,
             destination: None,
             refusals: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -213,6 +224,9 @@ impl Conductor {
         };
         let (side, order) = order;
         let name = order.name();
+        if self.lost.contains(&name) {
+            return;
+        }
         match side.order(&self.terms, order).await {
             Ok(OrderAnswer::Begun { definition }) => self.definition = Some(definition),
             Ok(OrderAnswer::Taken) => {}

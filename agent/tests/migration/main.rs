@@ -9,6 +9,7 @@
     reason = "a failing test may panic"
 )]
 
+mod arbitration;
 mod conductor;
 mod faults;
 mod plain;
