@@ -6,8 +6,9 @@ use godwit_protocol::StreamOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The format that this agent writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The format that this agent writes, and the newest that it reads. The first has no word for a record that is asked to
+/// decide.
+pub const FORMAT: u32 = 2;
 /// The size of a journal in bytes: some 120 lines, where a migration writes fewer than ten.
 pub const SIZE: usize = 64 * 1024;
 /// Where the lines begin.

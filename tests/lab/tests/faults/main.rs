@@ -65,7 +65,7 @@ use links::{
     memory_that_does_not_arrive_any_more_is_given_up,
 };
 use peer_to_peer::{
-    peer_to_peer_a_destination_that_stays_away_is_named, peer_to_peer_a_hypervisor_killed_in_pre_copy,
+    peer_to_peer_a_destination_that_stays_away_keeps_no_guest, peer_to_peer_a_hypervisor_killed_in_pre_copy,
     peer_to_peer_an_agent_or_the_controller_killed_in_pre_copy, peer_to_peer_anybody_killed_after_cont,
     peer_to_peer_anybody_killed_after_go, peer_to_peer_anybody_killed_before_go,
     peer_to_peer_anybody_killed_before_go_sealed, peer_to_peer_anybody_killed_in_begin,
@@ -136,7 +136,7 @@ fn main() -> ExitCode {
             peer_to_peer_anybody_killed_before_go,
             peer_to_peer_anybody_killed_after_go,
             peer_to_peer_anybody_killed_after_cont,
-            peer_to_peer_a_destination_that_stays_away_is_named,
+            peer_to_peer_a_destination_that_stays_away_keeps_no_guest,
             the_api_server_is_out_of_reach_when_go_is_said,
             the_api_server_is_out_of_reach_after_cont;
             long:

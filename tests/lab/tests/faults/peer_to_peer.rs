@@ -2,11 +2,12 @@
 //! says, and the status tells the whole of it, also where the controller saw none of it.
 
 use anyhow::{Context as _, ensure};
+use godwit_crds::Decision;
 use godwit_crds::migration::ControlFlow;
 use godwit_lab::{Lab, processes};
 use rustix::process::Signal;
 
-use crate::attempt::{Attempt, End, condition, journaled, when_journaled};
+use crate::attempt::{Attempt, End, condition, journaled, record, when_journaled};
 use crate::crashes::{
     Held, Seal, Victim, after_cont, agent, before_go, comes_back_afterwards, in_pre_copy,
     only_copy_killed_after_cont,
@@ -192,19 +193,22 @@ pub async fn peer_to_peer_anybody_killed_after_cont(lab: &mut Lab) -> anyhow::Re
     only_copy_killed_after_cont(lab, FLOW).await
 }
 
-/// The guest is loaded, and the destination's agent does not come back: everything waits for it, the status tells that
-/// soon, and it goes on when it is back.
-pub async fn peer_to_peer_a_destination_that_stays_away_is_named(lab: &mut Lab) -> anyhow::Result<()> {
+/// The guest is loaded, and the destination's agent does not come back: the source has the record decide, and the guest
+/// runs there again. The status tells who is not heard; when he is back, nothing is left of the copy.
+pub async fn peer_to_peer_a_destination_that_stays_away_keeps_no_guest(lab: &mut Lab) -> anyhow::Result<()> {
     let held = Held::before_go(lab, FLOW, Seal::Unsealed).await?;
     let outcome = async {
         Victim::DestinationAgent.kill(lab, &held.guest)?;
-        let words = held.attempt.needs_decision(lab, "PeerUnreachable").await?;
-        ensure!(words.contains("h2") && words.contains("stands still"), "{words}");
+        held.guest.ticks_at("h1").await?;
+        let decision = record(lab, &held.guest.uid).await?.spec.decision;
+        ensure!(decision == Decision::Aborted, "{decision:?}");
         let journal = held.attempt.journal(lab, 1)?;
         ensure!(
-            !journaled(&journal, "GoSent") && !journaled(&journal, "AbortIntent"),
-            "the source has decided on a silence"
+            journaled(&journal, "Arbitrating") && !journaled(&journal, "GoSent"),
+            "the source has not promised that it never says Go"
         );
+        let words = held.attempt.needs_decision(lab, "PeerUnreachable").await?;
+        ensure!(words.contains("h2") && !words.contains("stands still"), "{words}");
         anyhow::Ok(())
     }
     .await;
@@ -215,6 +219,6 @@ pub async fn peer_to_peer_a_destination_that_stays_away_is_named(lab: &mut Lab) 
     let status = attempt.status(lab).await?;
     let told = condition(&status, "NeedsDecision").context("a condition")?;
     ensure!(told.reason == "NotNeeded", "{told:?}");
-    attempt.settles(lab, guest, &[End::Moved]).await?;
+    attempt.settles(lab, guest, &[End::Stays]).await?;
     Ok(())
 }
