@@ -1,6 +1,6 @@
 //! What a silent destination means to the driver, and what is told of it.
 
-use godwit_handover::{Cause, SideView, Stand, Wait};
+use godwit_handover::{Cause, SideView, SourceReport, Stand, Wait};
 use godwit_protocol::{Fault, GaveUp, Told};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -100,9 +100,9 @@ impl Drive {
             .silent_since
             .is_some_and(|since| now.duration_since(since) >= after);
         if waits && silent && !self.driver.before_switchover() {
-            if self.kept.view.blocked.is_none() {
-                let told = self.waits_for_the_silent();
-                self.kept.view.blocked = Some(told);
+            let told = Some(self.waits_for_the_silent());
+            if (self.kept.view.blocked.is_none() || ours) && self.kept.view.blocked != told {
+                self.kept.view.blocked = told;
                 self.show();
             }
         } else if ours {
@@ -114,7 +114,15 @@ impl Drive {
     fn waits_for_the_silent(&self) -> Told {
         let host = &self.terms().destination;
         let silent = self.unreachable("is not heard any more").message;
-        let guest = if self.driver.blackout() {
+        let deciding = matches!(
+            self.driver.source(),
+            SideView::Reported(
+                SourceReport::Switching { .. } | SourceReport::InDoubt { .. } | SourceReport::Deciding { .. }
+            )
+        );
+        let guest = if deciding {
+            "The guest stands still until its record is decided: the source asks it.".to_owned()
+        } else if self.driver.blackout() {
             format!("The guest stands still: only {host} can tell whether it runs there or never will.")
         } else {
             format!("The migration ends when {host} tells what it has of the guest.")

@@ -207,15 +207,20 @@ pub async fn peer_to_peer_a_destination_that_stays_away_keeps_no_guest(lab: &mut
             journaled(&journal, "Arbitrating") && !journaled(&journal, "GoSent"),
             "the source has not promised that it never says Go"
         );
-        let words = held.attempt.needs_decision(lab, "PeerUnreachable").await?;
-        ensure!(words.contains("h2") && !words.contains("stands still"), "{words}");
-        anyhow::Ok(())
+        until(
+            "the status tells for whom it waits, and that the guest does not",
+            async || {
+                let words = held.attempt.needs_decision(lab, "PeerUnreachable").await?;
+                Ok((words.contains("h2") && !words.contains("stands still")).then_some(()))
+            },
+        )
+        .await
     }
     .await;
     Victim::DestinationAgent.heal(lab)?;
     outcome?;
     let Held { guest, attempt, .. } = held;
-    attempt.is_complete(lab).await?;
+    attempt.ended(lab).await?;
     let status = attempt.status(lab).await?;
     let told = condition(&status, "NeedsDecision").context("a condition")?;
     ensure!(told.reason == "NotNeeded", "{told:?}");

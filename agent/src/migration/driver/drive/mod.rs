@@ -234,7 +234,7 @@ impl Drive {
             SourceReport::Aborting(Cause::PathNotProven) | SourceReport::Aborted(Cause::PathNotProven)
         );
         if unproven && self.client.is_none() && self.kept.view.gave_up.is_none() {
-            let told = self.unreachable("was not heard any more when the guest was about to be stopped");
+            let told = self.unreachable("was not heard any more when the guest was to be handed over");
             self.give_up(GaveUp {
                 cause: Cause::PathNotProven,
                 told,
