@@ -25,6 +25,14 @@ test-all: ## Run all tests, and the long ones: the model with three faults, dead
 model: ## Check the handover's model with FAULTS=3 in one history (takes a while), and print how each mutant is caught
 	@GODWIT_MODEL_FAULTS=$(or $(FAULTS),3) cargo test -p godwit-handover --test model -- --nocapture --test-threads 1
 
+.PHONY: simulate
+simulate: ## Run the real controller and agents in SEEDS=1000 simulated worlds with random faults, from FROM=1 on; a failing seed is named with its replay
+	@cargo run --quiet --bin simulate -- seeds $(or $(SEEDS),1000) $(FROM)
+
+.PHONY: sweep
+sweep: ## Crash at every write, command and message of every scenario of the simulation, and lose each event and answer once
+	@cargo run --quiet --bin simulate -- sweep $(SCENARIO)
+
 .PHONY: fuzz
 fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
 	@tests/tools/install system rust

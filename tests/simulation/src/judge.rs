@@ -1,0 +1,161 @@
+//! The judge: who runs the guest, whose image is the newest, and what must never be.
+//!
+//! A copy that is let run makes a new image; every other copy's is older from then on. So one rule covers both the source
+//! that runs after its destination has, and the destination that runs what the source has since changed: whoever is let run
+//! must have the newest image, and nobody else may run.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+/// A process of a hypervisor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    /// On which host.
+    pub host: &'static str,
+    /// For which migration it came to be; the first one for none.
+    pub migration: Option<String>,
+    /// Whether it lives.
+    pub alive: bool,
+    /// Whether its virtual CPUs run.
+    pub running: bool,
+    /// Which state of the guest it has whole.
+    pub image: Option<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    copies: BTreeMap<String, Copy>,
+    newest: u64,
+    violations: Vec<String>,
+}
+
+/// Watches over all copies of one guest.
+#[derive(Default)]
+pub struct Judge(Mutex<State>);
+
+impl Judge {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Something was wrong.
+    pub fn wrong(&self, what: impl Into<String>) {
+        self.state().violations.push(what.into());
+    }
+
+    /// Everything that was wrong so far.
+    pub fn violations(&self) -> Vec<String> {
+        self.state().violations.clone()
+    }
+
+    /// A process has come to be.
+    pub fn launched(&self, name: &str, host: &'static str, migration: Option<String>) {
+        let mut state = self.state();
+        let twice = migration.is_some()
+            && state
+                .copies
+                .values()
+                .any(|other| other.alive && other.migration == migration);
+        if twice {
+            state
+                .violations
+                .push(format!("I5: {name} is a second process of one migration"));
+        }
+        let image = migration.is_none().then_some(0);
+        let copy = Copy {
+            host,
+            migration,
+            alive: true,
+            running: false,
+            image,
+        };
+        state.copies.insert(name.into(), copy);
+    }
+
+    /// The guest runs in this process.
+    pub fn started(&self, name: &str) {
+        let mut state = self.state();
+        let others: Vec<_> = state
+            .copies
+            .iter()
+            .filter(|(other, copy)| *other != name && copy.running)
+            .map(|(other, _)| other.clone())
+            .collect();
+        if !others.is_empty() {
+            state
+                .violations
+                .push(format!("I1: {name} runs beside {}", others.join(", ")));
+        }
+        let newest = state.newest;
+        let image = state.copies.get(name).and_then(|copy| copy.image);
+        if image != Some(newest) {
+            state.violations.push(format!(
+                "I3: {name} runs with the image {image:?}, and {newest} is the newest"
+            ));
+        }
+        state.newest += 1;
+        let newest = state.newest;
+        if let Some(copy) = state.copies.get_mut(name) {
+            copy.running = true;
+            copy.image = Some(newest);
+        }
+    }
+
+    /// It stands still there.
+    pub fn stopped(&self, name: &str) {
+        if let Some(copy) = self.state().copies.get_mut(name) {
+            copy.running = false;
+        }
+    }
+
+    /// The image that a process has.
+    pub fn image(&self, name: &str) -> Option<u64> {
+        self.state().copies.get(name).and_then(|copy| copy.image)
+    }
+
+    /// The process has got this image whole.
+    pub fn loaded(&self, name: &str, image: Option<u64>) {
+        if let Some(copy) = self.state().copies.get_mut(name) {
+            copy.image = image;
+        }
+    }
+
+    /// The process is gone; by one of ours where `by_us`.
+    pub fn ended(&self, name: &str, by_us: bool) {
+        let mut state = self.state();
+        let Some(copy) = state.copies.get_mut(name) else {
+            return;
+        };
+        if !std::mem::replace(&mut copy.alive, false) {
+            return;
+        }
+        copy.running = false;
+        let image = copy.image;
+        let newest = state.newest;
+        let another = state
+            .copies
+            .values()
+            .any(|other| other.alive && other.image == Some(newest));
+        if by_us && image == Some(newest) && !another {
+            state
+                .violations
+                .push(format!("I7: {name} had the only valid image and was destroyed"));
+        }
+    }
+
+    /// The processes that live.
+    pub fn alive(&self) -> Vec<(String, Copy)> {
+        let state = self.state();
+        let alive = state.copies.iter().filter(|(_, copy)| copy.alive);
+        alive.map(|(name, copy)| (name.clone(), copy.clone())).collect()
+    }
+
+    /// Whether no process has the newest image any more.
+    pub fn is_lost(&self) -> bool {
+        let state = self.state();
+        !state
+            .copies
+            .values()
+            .any(|copy| copy.alive && copy.image == Some(state.newest))
+    }
+}

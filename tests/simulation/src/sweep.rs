@@ -1,0 +1,97 @@
+//! The sweep: for each scenario, every point once.
+//!
+//! A scenario is run without a fault first, and its points are counted: each write to the API server (before it leaves,
+//! and once its answer is there), each line of a journal (torn or not written, and written but not answered for), each
+//! write of another file, each command to a hypervisor (before it, and before its answer is taken), each message (at
+//! the sender, at the receiver, and before its answer leaves), each report of a watch (at both ends), each thing done
+//! with the guests' processes and what is kept of them. Then it is run once for each of them, the process that comes
+//! to it being killed there and started again; then once for each list that shows an old state, each event of a watch
+//! that is lost, and each write that is applied and answered with an error.
+
+use crate::run::{End, Plan, Wish};
+use crate::sim::Strike;
+
+/// A scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    flow: &'static str,
+    end: End,
+    unsealed: bool,
+}
+
+const fn of(name: &'static str, flow: &'static str, end: End, unsealed: bool) -> Scenario {
+    Scenario {
+        name,
+        flow,
+        end,
+        unsealed,
+    }
+}
+
+const MANAGED: &str = "ManagedDirect";
+const PEER: &str = "PeerToPeer";
+/// In the middle of pre-copy, as the scenarios go.
+const AMIDST: u64 = 150;
+
+/// Every scenario.
+pub const SCENARIOS: [Scenario; 8] = [
+    of("managed-direct/succeed", MANAGED, End::Succeed, false),
+    of("managed-direct/succeed-unsealed", MANAGED, End::Succeed, true),
+    of("managed-direct/cancel", MANAGED, End::Cancel(AMIDST), false),
+    of("managed-direct/fail", MANAGED, End::Fail, false),
+    of("peer-to-peer/succeed", PEER, End::Succeed, false),
+    of("peer-to-peer/succeed-unsealed", PEER, End::Succeed, true),
+    of("peer-to-peer/cancel", PEER, End::Cancel(AMIDST), false),
+    of("peer-to-peer/fail", PEER, End::Fail, false),
+];
+
+impl Scenario {
+    /// The plan of this scenario with that fault, or without one.
+    pub fn plan(&self, strike: Option<Strike>) -> Plan {
+        Plan {
+            seed: 7,
+            wishes: vec![Wish {
+                flow: self.flow,
+                end: self.end,
+                unsealed: self.unsealed,
+            }],
+            faults: Vec::new(),
+            crashes: Vec::new(),
+            strike,
+        }
+    }
+}
+
+/// The faults of a scenario whose run without one counted so many points, writes, events and lists.
+pub fn strikes([points, writes, events, lists]: [usize; 4]) -> Vec<Strike> {
+    let crashes = (0..points).map(Strike::Crash);
+    let unanswered = (0..writes).map(Strike::Unanswered);
+    let dropped = (0..events).map(Strike::DropEvent);
+    let stale = (0..lists).map(Strike::StaleList);
+    crashes.chain(stale).chain(dropped).chain(unanswered).collect()
+}
+
+/// A fault as the program takes it.
+pub fn words(strike: Strike) -> [String; 2] {
+    let (kind, number) = match strike {
+        Strike::Crash(number) => ("crash", number),
+        Strike::StaleList(number) => ("stale-list", number),
+        Strike::DropEvent(number) => ("drop-event", number),
+        Strike::Unanswered(number) => ("unanswered", number),
+    };
+    [kind.to_owned(), number.to_string()]
+}
+
+/// The fault that these words mean.
+pub fn strike(kind: &str, number: &str) -> Option<Strike> {
+    let number = number.parse().ok()?;
+    match kind {
+        "crash" => Some(Strike::Crash(number)),
+        "stale-list" => Some(Strike::StaleList(number)),
+        "drop-event" => Some(Strike::DropEvent(number)),
+        "unanswered" => Some(Strike::Unanswered(number)),
+        _ => None,
+    }
+}
