@@ -85,6 +85,10 @@ pub struct MigrateArgs {
     /// Let guest memory cross the network unencrypted [default: it is encrypted]
     #[arg(long)]
     pub plain_text: bool,
+    /// Have the destination write into the guest's record that it starts the guest, before it does: the guest stands still
+    /// for two writes longer, and comes back to the source where the destination is lost before it has started it
+    #[arg(long)]
+    pub strict: bool,
     /// Name of the migration; left out, the server makes one that begins with the guest's
     #[arg(long, value_name = "NAME", value_parser = object_name)]
     pub name: Option<String>,

@@ -232,7 +232,7 @@ fn migrate_creates_what_was_asked_for() {
     assert_eq!(
         writes[0].body["spec"],
         json!({"virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "PeerToPeer",
-            "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "50ms", "bandwidth": "0", "parallelConnections": 1}, "cancel": false})
+            "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "50ms", "bandwidth": "0", "parallelConnections": 1}, "handoff": "Default", "cancel": false})
     );
 }
 

@@ -44,6 +44,7 @@ fn attempt(terms: &Terms) -> Attempt {
         epoch: terms.epoch,
         source: terms.source.clone(),
         destination: terms.destination.clone(),
+        strict: terms.strict,
     }
 }
 
@@ -74,6 +75,7 @@ pub fn view(record: &GuestRecordSpec) -> RecordView {
             Decision::Aborted => handover::Decision::Aborted,
             Decision::Reverted => handover::Decision::Reverted,
         },
+        started: record.started,
     }
 }
 
@@ -86,6 +88,7 @@ pub fn terms_of_armed(record: &GuestRecordSpec, migration: &str) -> Option<Terms
         epoch: attempt.epoch,
         source: attempt.source,
         destination: attempt.destination,
+        strict: attempt.strict,
     })
 }
 
@@ -208,6 +211,7 @@ mod tests {
             epoch: 1,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         };
         let guest = GuestReference {
             namespace: "n".into(),

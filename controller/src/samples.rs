@@ -94,7 +94,7 @@ pub fn guest(name: &str) -> godwit_crds::VirtualMachine {
 /// A migration that was created `second` seconds after the epoch.
 pub fn migration(name: &str, guest: &str, to: &str, second: i64) -> godwit_crds::VirtualMachineMigration {
     use godwit_crds::migration::{
-        ControlFlow, Destination, Security, SecurityRequirement, Transport, Tuning,
+        ControlFlow, Destination, Handoff, Security, SecurityRequirement, Transport, Tuning,
     };
     let mut migration = godwit_crds::VirtualMachineMigration::new(
         name,
@@ -107,6 +107,7 @@ pub fn migration(name: &str, guest: &str, to: &str, second: i64) -> godwit_crds:
                 require: SecurityRequirement::None,
             },
             tuning: Tuning::default(),
+            handoff: Handoff::Default,
             cancel: false,
         },
     );

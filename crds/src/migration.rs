@@ -84,6 +84,10 @@ pub struct VirtualMachineMigrationSpec {
     #[x_kube(validation = Rule::new("self.maxDowntime == oldSelf.maxDowntime").message("tuning.maxDowntime is immutable; make a new migration"))]
     #[x_kube(validation = Rule::new("self.parallelConnections == oldSelf.parallelConnections").message("tuning.parallelConnections is immutable; make a new migration"))]
     pub tuning: Tuning,
+    /// How the right to run the guest passes.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("handoff is immutable; make a new migration"))]
+    pub handoff: Handoff,
     /// Set to true to stop the migration; the guest then goes on at the source and the record of the attempt
     /// stays. It has no effect once the handover has begun. It cannot be taken back.
     #[serde(default)]
@@ -112,6 +116,18 @@ pub enum ControlFlow {
     PeerToPeer,
     /// The controller talks to both agents, phase by phase.
     ManagedDirect,
+}
+
+/// How the right to run the guest passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Handoff {
+    /// The source's word lets the destination run the guest; the API server is not asked while the guest stands still.
+    #[default]
+    Default,
+    /// The destination also writes into the GuestRecord that it may run the guest, and that it does, before it does: two
+    /// writes while the guest stands still. A source whose destination is not heard any more after its word can then
+    /// still ask for the guest back.
+    Strict,
 }
 
 /// How guest memory travels.

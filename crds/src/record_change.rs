@@ -19,6 +19,8 @@ pub struct Attempt {
     pub source: String,
     /// The host that takes it.
     pub destination: String,
+    /// Whether the destination must record that it starts the guest before it does.
+    pub strict: bool,
 }
 
 /// What in the record stands against a change.
@@ -113,7 +115,7 @@ pub fn arm(record: &GuestRecordSpec, attempt: &Attempt) -> Change {
             uid: attempt.migration.clone(),
             source: attempt.source.clone(),
             destination: attempt.destination.clone(),
-            strict: false,
+            strict: attempt.strict,
         }),
         decision: Decision::None,
         started: false,
@@ -181,6 +183,25 @@ pub fn decide(record: &GuestRecordSpec, attempt: &Attempt, decision: Decision) -
     }))
 }
 
+/// Says that the destination lets the guest run: Strict alone, and only what it has committed.
+pub fn start(record: &GuestRecordSpec, attempt: &Attempt) -> Change {
+    if !armed_for(record, attempt) || !held_by_source(record, attempt) {
+        return held_otherwise(record);
+    }
+    let strict = record.migration.as_ref().is_some_and(|armed| armed.strict);
+    match record.decision {
+        Decision::Committed if record.started => Change::Already,
+        Decision::Committed if strict => Change::Write(Box::new(GuestRecordSpec {
+            started: true,
+            evidence: format!("{} lets the guest run", attempt.destination),
+            ..record.clone()
+        })),
+        Decision::None | Decision::Committed | Decision::Aborted | Decision::Reverted => {
+            Change::Refuse(Refused::DecidedOtherwise(record.decision))
+        }
+    }
+}
+
 /// The attempt that the record is armed for, if it is that of this migration, as it was before the handover.
 pub fn armed_attempt(record: &GuestRecordSpec, migration: &str) -> Option<Attempt> {
     let armed = record.migration.as_ref().filter(|armed| armed.uid == migration)?;
@@ -191,6 +212,7 @@ pub fn armed_attempt(record: &GuestRecordSpec, migration: &str) -> Option<Attemp
         epoch: if advanced { epoch.checked_sub(1)? } else { epoch },
         source: armed.source.clone(),
         destination: armed.destination.clone(),
+        strict: armed.strict,
     })
 }
 
@@ -229,6 +251,7 @@ mod tests {
             epoch: 3,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         }
     }
 
@@ -272,6 +295,7 @@ mod tests {
             epoch: 4,
             source: "b".into(),
             destination: "a".into(),
+            strict: false,
         };
         let armed = written(arm(&advanced, &back));
         assert_eq!(armed_attempt(&armed, "m2"), Some(back));
@@ -299,6 +323,39 @@ mod tests {
         );
         let aborted = written(decide(&armed, &attempt(), Decision::Aborted));
         assert_eq!(written(arm(&aborted, &other)).migration.unwrap().uid, "m2");
+    }
+
+    #[test]
+    fn strict_a_start_is_written_after_the_commitment() {
+        let strict = Attempt {
+            strict: true,
+            ..attempt()
+        };
+        let armed = written(arm(&fresh(), &strict));
+        assert!(armed.migration.as_ref().unwrap().strict && !armed.started);
+        assert_eq!(armed_attempt(&armed, "m"), Some(strict.clone()));
+        assert!(matches!(start(&armed, &strict), Change::Refuse(_)));
+        let committed = written(decide(&armed, &strict, Decision::Committed));
+        let started = written(start(&committed, &strict));
+        assert!(started.started && started.holder == "a");
+        assert_eq!(start(&started, &strict), Change::Already);
+        let advanced = written(advance(&started, &strict));
+        assert!(matches!(start(&advanced, &strict), Change::Refuse(_)));
+        let next = Attempt {
+            migration: "m2".into(),
+            epoch: 4,
+            source: "b".into(),
+            destination: "a".into(),
+            strict: false,
+        };
+        assert!(!written(arm(&advanced, &next)).started);
+
+        let lax = written(decide(
+            &written(arm(&fresh(), &attempt())),
+            &attempt(),
+            Decision::Committed,
+        ));
+        assert!(matches!(start(&lax, &attempt()), Change::Refuse(_)));
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub struct Terms {
     pub source: String,
     /// The destination host's name.
     pub destination: String,
+    /// Whether the destination lets the guest run only once the record says Committed and started (`handoff: Strict`).
+    #[serde(default)]
+    pub strict: bool,
 }
 
 /// The five steps of the handshake.
@@ -145,6 +148,9 @@ pub struct RecordView {
     pub migration: Option<String>,
     /// What was decided about it.
     pub decision: Decision,
+    /// Strict only: the destination has said that it lets the guest run.
+    #[serde(default)]
+    pub started: bool,
 }
 
 /// What a record says about its migration.

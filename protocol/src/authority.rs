@@ -79,6 +79,7 @@ mod tests {
             epoch: 1,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         }
     }
 

@@ -245,8 +245,19 @@ impl AgentClient {
     /// Gives an order about a migration. Idempotent by the migration's UID.
     ///
     /// # Errors
-    /// The agent's fault, or Unavailable after 5 s: the order may then have been taken or not.
+    /// Version/ProtocolVersionUnsupported under strict terms where the agent is too old for them. The agent's fault, or Unavailable after 5 s: the order may then have been taken or not.
     pub async fn order(&self, terms: &Terms, order: &Order) -> Result<OrderAnswer, Fault> {
+        if terms.strict && self.version() < version::ARBITRATION {
+            return Err(Fault::new(
+                Category::Version,
+                reason::PROTOCOL_VERSION_UNSUPPORTED,
+                format!(
+                    "Host {} speaks protocol version {}, which knows no strict handoff; upgrade its agent",
+                    self.host(),
+                    self.version()
+                ),
+            ));
+        }
         self.answered(order.name(), ANSWER_WITHIN, self.calls.order(terms, order))
             .await
     }

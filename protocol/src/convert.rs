@@ -128,6 +128,7 @@ impl From<&Terms> for wire::Terms {
             epoch: terms.epoch,
             source: terms.source.clone(),
             destination: terms.destination.clone(),
+            strict: terms.strict,
         }
     }
 }
@@ -142,6 +143,7 @@ impl TryFrom<wire::Terms> for Terms {
             epoch: epoch("terms.epoch", terms.epoch)?,
             source: name("terms.source", terms.source)?,
             destination: name("terms.destination", terms.destination)?,
+            strict: terms.strict,
         };
         if terms.source == terms.destination {
             return Err(Malformed::new("terms.destination", "is the source"));

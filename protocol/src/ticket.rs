@@ -207,6 +207,8 @@ impl Ticket {
             epoch,
             source,
             destination,
+            // The guest's record says it, and is read at the same time.
+            strict: _,
         } = &self.terms;
         let mut bytes = Vec::with_capacity(LONGEST);
         bytes.push(FORMAT);
@@ -297,6 +299,7 @@ impl Ticket {
             epoch,
             source: reader.name()?,
             destination: reader.name()?,
+            strict: false,
         }))
         .map_err(|_| TicketError::Unreadable)?;
         if !reader.0.is_empty() {
@@ -333,6 +336,7 @@ impl Ticket {
             epoch,
             source,
             destination,
+            strict: _,
         } = &self.terms;
         let terms = expected.terms;
         let refusals = [

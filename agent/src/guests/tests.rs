@@ -169,6 +169,7 @@ fn leaving(migration: &str) -> Terms {
         epoch: 1,
         source: "here".into(),
         destination: "there".into(),
+        strict: false,
     }
 }
 

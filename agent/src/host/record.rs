@@ -39,6 +39,7 @@ impl RecordReader {
         match within(self.records.get_opt(guest_uid)).await? {
             Some(record) if record.spec.guest.uid == guest_uid => Ok(Some(Recorded {
                 view: view(&record.spec)?,
+                strict: record.spec.migration.is_some_and(|armed| armed.strict),
                 definition: record.spec.guest.definition,
             })),
             Some(record) => Err(ApiError::Malformed(format!(
@@ -122,6 +123,24 @@ impl RecordWriter {
     }
 }
 
+impl RecordWriter {
+    /// What the record says after a write that it may have refused.
+    async fn after(&self, terms: &Terms, written: Result<RecordView, Unwritten>) -> Option<RecordView> {
+        match written {
+            Ok(record) => Some(record),
+            // It stands otherwise: what it says is what counts.
+            Err(Unwritten::Refused(why)) => {
+                warn!(migration = terms.migration, why, "the record was not changed so");
+                Records::read(self, &terms.guest).await
+            }
+            Err(error @ (Unwritten::Missing | Unwritten::Unreachable(_))) => {
+                warn!(migration = terms.migration, %error, "the record was not changed");
+                None
+            }
+        }
+    }
+}
+
 fn unreachable(error: ApiError) -> Unwritten {
     Unwritten::Unreachable(error.to_string())
 }
@@ -132,6 +151,7 @@ fn attempt(terms: &Terms) -> Attempt {
         epoch: terms.epoch,
         source: terms.source.clone(),
         destination: terms.destination.clone(),
+        strict: terms.strict,
     }
 }
 
@@ -152,23 +172,15 @@ impl RecordArbiter for RecordWriter {
                 record_change::decide(spec, &attempt, decision)
             })
             .await;
-        match decided {
-            Ok(record) => Some(record),
-            // It stands otherwise: what it says is what counts.
-            Err(Unwritten::Refused(why)) => {
-                warn!(
-                    migration = terms.migration,
-                    ?decision,
-                    why,
-                    "the record was not decided so"
-                );
-                Records::read(self, &terms.guest).await
-            }
-            Err(error @ (Unwritten::Missing | Unwritten::Unreachable(_))) => {
-                warn!(migration = terms.migration, ?decision, %error, "the record was not decided");
-                None
-            }
-        }
+        self.after(terms, decided).await
+    }
+
+    async fn start(&self, terms: &Terms) -> Option<RecordView> {
+        let attempt = attempt(terms);
+        let started = self
+            .change(&terms.guest, move |spec| record_change::start(spec, &attempt))
+            .await;
+        self.after(terms, started).await
     }
 }
 
@@ -226,6 +238,7 @@ fn view(record: &GuestRecordSpec) -> Result<RecordView, ApiError> {
             Written::Aborted => Decision::Aborted,
             Written::Reverted => Decision::Reverted,
         },
+        started: record.started,
     })
 }
 
@@ -272,7 +285,8 @@ mod tests {
                 holder: "b".into(),
                 epoch: 2,
                 migration: Some("m".into()),
-                decision: Decision::Committed
+                decision: Decision::Committed,
+                started: false,
             }
         );
         record.epoch = -1;

@@ -39,6 +39,12 @@ pub(super) async fn decide(
         .unwrap_or(None)
 }
 
+/// Has the record say that the guest is let run; what it says then. `None`: whether it was written is not known.
+pub(super) async fn start(records: &dyn RecordArbiter, terms: &Terms, after: Duration) -> Option<RecordView> {
+    sleep_if(after).await;
+    timeout(DEADLINE, records.start(terms)).await.unwrap_or(None)
+}
+
 /// Reads the record, again where it cannot be read at once.
 pub(super) async fn read(records: &dyn Records, guest: &str) -> Option<RecordView> {
     let mut pause = BACKOFF;
@@ -66,11 +72,13 @@ mod tests {
 
     fn a_record() -> Recorded {
         Recorded {
+            strict: false,
             view: RecordView {
                 holder: "a".into(),
                 epoch: 3,
                 migration: Some("m-1".into()),
                 decision: Decision::None,
+                started: false,
             },
             definition: String::new(),
         }
@@ -109,6 +117,14 @@ mod tests {
             let view = Records::read(self, &terms.guest).await?;
             Some(RecordView { decision, ..view })
         }
+
+        async fn start(&self, terms: &Terms) -> Option<RecordView> {
+            let view = Records::read(self, &terms.guest).await?;
+            Some(RecordView {
+                started: true,
+                ..view
+            })
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -119,6 +135,7 @@ mod tests {
             epoch: 3,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         };
         for (hangs, good_at, said) in [
             (true, 2, None),

@@ -60,6 +60,9 @@ pub trait RecordArbiter: Records {
     /// Writes Committed (as the destination) or Aborted (as the source) by compare-and-swap if the record is undecided,
     /// and tells what it says then. `None` if that is not known: the write may have been made or not.
     async fn decide(&self, terms: &Terms, decision: Decision) -> Option<RecordView>;
+
+    /// Strict: writes, as the destination, that the guest is let run, and tells what the record says then. `None` as above.
+    async fn start(&self, terms: &Terms) -> Option<RecordView>;
 }
 
 /// What a guest's record says.
@@ -67,6 +70,8 @@ pub trait RecordArbiter: Records {
 pub struct Recorded {
     /// Who may run the guest.
     pub view: RecordView,
+    /// Whether the migration that it is armed for is a strict one.
+    pub strict: bool,
     /// The digest of the guest's definition, as [`godwit_protocol::definition::digest`] makes it.
     pub definition: String,
 }

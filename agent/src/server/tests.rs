@@ -99,11 +99,13 @@ struct Armed;
 impl Records for Armed {
     async fn whole(&self, _guest: &str) -> Option<Recorded> {
         Some(Recorded {
+            strict: false,
             view: RecordView {
                 holder: "there".into(),
                 epoch: 1,
                 migration: Some(MIGRATION.into()),
                 decision: Decision::None,
+                started: false,
             },
             definition: definition::digest(DEFINITION.as_bytes()).unwrap(),
         })
@@ -277,6 +279,7 @@ fn terms(source: &str, destination: &str) -> Terms {
         epoch: 1,
         source: source.into(),
         destination: destination.into(),
+        strict: false,
     }
 }
 

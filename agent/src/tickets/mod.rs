@@ -189,6 +189,7 @@ impl TicketGate {
 fn check_armed(record: Option<Recorded>, terms: &Terms) -> Result<String, Fault> {
     let Some(Recorded {
         view: record,
+        strict,
         definition,
     }) = record
     else {
@@ -204,7 +205,8 @@ fn check_armed(record: Option<Recorded>, terms: &Terms) -> Result<String, Fault>
     let armed = record.migration.as_ref() == Some(&terms.migration)
         && record.decision == Decision::None
         && record.holder == terms.source
-        && record.epoch == terms.epoch;
+        && record.epoch == terms.epoch
+        && strict == terms.strict;
     if armed {
         return Ok(definition);
     }

@@ -43,6 +43,7 @@ impl Records for Written {
     async fn whole(&self, _guest: &str) -> Option<Recorded> {
         let view = self.0.lock().unwrap().clone()?;
         Some(Recorded {
+            strict: false,
             view,
             definition: definition::digest(DEFINITION).unwrap(),
         })
@@ -56,6 +57,7 @@ fn armed() -> RecordView {
         epoch: terms.epoch,
         migration: Some(terms.migration),
         decision: Decision::None,
+        started: false,
     }
 }
 
@@ -112,6 +114,7 @@ fn terms() -> Terms {
         epoch: 7,
         source: "a".into(),
         destination: "b".into(),
+        strict: false,
     }
 }
 

@@ -13,14 +13,19 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// The destination has the guest whole, and whoever drives is lost before these orders arrive.
 async fn nobody_says_go(lost: &[&'static str]) -> World {
-    let mut world = World::new().await;
+    nobody_says_go_in(World::new().await, lost).await
+}
+
+async fn nobody_says_go_in(mut world: World, lost: &[&'static str]) -> World {
     world.conductor.lost = lost.to_vec();
     world
         .until(|conductor| {
             let source = conductor.source.as_ref().and_then(|update| update.side.as_ref());
             let switched = matches!(
                 source,
-                Some(Side::Source(SourceReport::Switching { sealed: true, .. }))
+                Some(Side::Source(
+                    SourceReport::Switching { sealed: true, .. } | SourceReport::GoSent(_)
+                ))
             );
             conductor.loaded() && switched
         })
@@ -150,4 +155,52 @@ async fn a_destination_that_reads_aborted_gives_its_copy_up() {
     })
     .await;
     ends_as_decided(&mut world, Decision::Aborted).await;
+}
+
+/// Strict: the guest runs once the record says so, and not before.
+#[tokio::test]
+async fn a_strict_migration_is_committed_and_started_in_the_record() {
+    let mut world = World::strict().await;
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
+    assert!(world.record.view().started);
+}
+
+/// Strict: Go was said, and the destination is not heard any more before it has committed: the source asks for the guest.
+#[tokio::test]
+async fn a_strict_source_gets_its_guest_back_after_go() {
+    let mut world = nobody_says_go_in(World::strict().await, &["Finish"]).await;
+    world
+        .until(|conductor| {
+            let source = conductor.source.as_ref().and_then(|update| update.side.as_ref());
+            matches!(source, Some(Side::Source(SourceReport::GoSent(_))))
+        })
+        .await;
+    world.destination.crash().await;
+    is_silent(&world, &world.source);
+    assert_eq!(is_decided(&world).await, Decision::Aborted);
+    eventually("the guest runs again", || world.arena.running() == ["host-a"]).await;
+    world.destination.agent.recover().await.unwrap();
+    ends_as_decided(&mut world, Decision::Aborted).await;
+}
+
+/// Not strict, a Go that was said is for ever: nobody asks, and the destination runs the guest when it is back.
+#[tokio::test]
+async fn a_source_that_has_said_go_waits_for_the_destination() {
+    let mut world = nobody_says_go(&["Finish"]).await;
+    world
+        .until(|conductor| {
+            let source = conductor.source.as_ref().and_then(|update| update.side.as_ref());
+            matches!(source, Some(Side::Source(SourceReport::GoSent(_))))
+        })
+        .await;
+    world.destination.crash().await;
+    is_silent(&world, &world.source);
+    tokio::time::sleep(3 * SILENCE).await;
+    assert_eq!(world.record.view().decision, Decision::None);
+    assert_eq!(world.arena.running(), Vec::<String>::new());
+    world.destination.agent.recover().await.unwrap();
+    world.conductor = Conductor::new(&world.terms, &world.record);
+    assert_eq!(world.conduct().await, Outcome::Succeeded { running: true });
+    world.is_at_destination().await;
 }

@@ -27,6 +27,7 @@ impl Record {
             epoch: terms.epoch,
             migration: None,
             decision: Decision::None,
+            started: false,
         };
         Self(Arc::new(Mutex::new(record)), Arc::default())
     }
@@ -46,6 +47,7 @@ impl Records for Record {
     async fn whole(&self, _guest: &str) -> Option<Recorded> {
         self.1.fetch_add(1, Ordering::SeqCst);
         Some(Recorded {
+            strict: false,
             view: self.view(),
             definition: String::new(),
         })
@@ -59,6 +61,12 @@ impl RecordArbiter for Record {
         if record.migration.as_ref() == Some(&terms.migration) && record.decision == Decision::None {
             record.decision = decision;
         }
+        Some(record.clone())
+    }
+
+    async fn start(&self, terms: &Terms) -> Option<RecordView> {
+        let mut record = self.0.lock().unwrap();
+        record.started |= record.committed_for(terms);
         Some(record.clone())
     }
 }

@@ -759,6 +759,7 @@ impl Custody for PlayedCustody {
                 epoch: kept.epoch,
                 source: "host-a".into(),
                 destination: self.host.clone(),
+                strict: false,
             }),
             Role::Leaving { .. } | Role::Held => None,
         });

@@ -320,6 +320,7 @@ impl Bench {
             epoch: 1,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         };
         let record = Record::new(&terms);
         let source = Host::new(root.path(), "a", first_user, &record).await;
@@ -522,6 +523,7 @@ async fn a_real_guest_moves_back_and_forth() {
             epoch: bench.terms.epoch + 1,
             source: bench.source.name.clone(),
             destination: bench.destination.name.clone(),
+            strict: false,
         };
         *bench.record.0.lock().unwrap() = Record::new(&bench.terms).view();
     }

@@ -128,12 +128,22 @@ pub struct World {
 impl World {
     /// A guest runs at the source.
     pub async fn new() -> Self {
+        Self::of(false).await
+    }
+
+    /// The same, for a migration whose handoff is strict.
+    pub async fn strict() -> Self {
+        Self::of(true).await
+    }
+
+    async fn of(strict: bool) -> Self {
         let terms = Terms {
             migration: "migration-1".into(),
             guest: "guest-1".into(),
             epoch: 4,
             source: "host-a".into(),
             destination: "host-b".into(),
+            strict,
         };
         let arena = Arc::new(Arena::default());
         let record = Record::new(&terms);

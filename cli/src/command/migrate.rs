@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use godwit_crds::migration::{ControlFlow, Destination, Security, SecurityRequirement, Transport, Tuning};
+use godwit_crds::migration::{
+    ControlFlow, Destination, Handoff, Security, SecurityRequirement, Transport, Tuning,
+};
 use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineMigrationSpec};
 use kube::ResourceExt as _;
 use kube::api::{ObjectMeta, PostParams};
@@ -78,6 +80,11 @@ fn request(args: &MigrateArgs) -> VirtualMachineMigration {
             },
         },
         tuning: tuning(args),
+        handoff: if args.strict {
+            Handoff::Strict
+        } else {
+            Handoff::Default
+        },
         cancel: false,
     };
     let mut migration = VirtualMachineMigration::new("", spec);
@@ -130,6 +137,7 @@ mod tests {
             vm: "web1".into(),
             to: "node-b".into(),
             managed: false,
+            strict: false,
             plain_text: true,
             tunnelled: false,
             name: None,
@@ -154,7 +162,7 @@ mod tests {
                 "spec": {
                     "virtualMachine": "web1", "destination": {"host": "node-b"}, "controlFlow": "PeerToPeer",
                     "transport": "Native", "security": {"require": "None"}, "tuning": {"maxDowntime": "300ms", "bandwidth": "0", "parallelConnections": 1},
-                    "cancel": false
+                    "handoff": "Default", "cancel": false
                 }
             })
         );
@@ -187,6 +195,11 @@ mod tests {
         };
         assert_eq!(request(&tunnelled).spec.transport, Transport::Tunnelled);
         assert_eq!(request(&args()).spec.transport, Transport::Native);
+        let strict = MigrateArgs {
+            strict: true,
+            ..args()
+        };
+        assert_eq!(request(&strict).spec.handoff, Handoff::Strict);
     }
 
     #[test]

@@ -358,6 +358,7 @@ mod tests {
             epoch: 3,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         }
     }
 

@@ -259,6 +259,7 @@ mod tests {
             epoch: 3,
             source: "host-a".into(),
             destination: "host-b".into(),
+            strict: false,
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use godwit_crds::migration::Handoff;
 use godwit_crds::quantity::{self, memory_bytes};
 use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
 use godwit_handover::Terms;
@@ -229,6 +230,7 @@ fn going_on(migration: &VirtualMachineMigration, record: Option<&GuestRecord>, u
         epoch: u64::try_from(status.epoch?).ok()?,
         source: status.source.clone()?,
         destination: status.destination.clone()?,
+        strict: migration.spec.handoff == Handoff::Strict,
     })
 }
 

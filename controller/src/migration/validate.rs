@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use godwit_crds::host::Pool;
-use godwit_crds::migration::MigrationPhase;
+use godwit_crds::migration::{Handoff, MigrationPhase};
 use godwit_crds::quantity::memory_bytes;
 use godwit_crds::virtual_machine::{DiskCache, GuestState};
 use godwit_crds::{GuestRecordSpec, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
@@ -154,6 +154,7 @@ pub fn validate(facts: &Facts<'_>) -> Result<Terms, Refusal> {
         epoch,
         source: record.holder.clone(),
         destination: destination_name.clone(),
+        strict: facts.migration.spec.handoff == Handoff::Strict,
     })
 }
 
@@ -419,7 +420,8 @@ mod tests {
                 guest: "uid-web".into(),
                 epoch: 1,
                 source: "a".into(),
-                destination: "b".into()
+                destination: "b".into(),
+                strict: false,
             })
         );
     }

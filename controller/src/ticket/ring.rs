@@ -169,6 +169,7 @@ mod tests {
             epoch: 1,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         }
     }
 

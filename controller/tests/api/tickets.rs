@@ -85,6 +85,7 @@ fn terms() -> Terms {
         epoch: 1,
         source: "a".into(),
         destination: "b".into(),
+        strict: false,
     }
 }
 

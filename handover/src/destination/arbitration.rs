@@ -18,6 +18,7 @@ impl Destination {
             }
             Stage::CommitJournal { .. }
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -52,8 +53,7 @@ impl Destination {
                     wanted,
                     sealed: because == StandingBecause::Sealed,
                 };
-                self.stage = Stage::CommitJournal { go };
-                Step::one(DestinationEffect::Journal(DestinationEntry::CommitIntent(go)))
+                self.commit(go)
             }
             Stage::PrepareJournal | Stage::Launching | Stage::Prepared { .. } | Stage::Receiving
                 if ordered =>
@@ -69,6 +69,7 @@ impl Destination {
             | Stage::Asking
             | Stage::CommitJournal { .. }
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -80,10 +81,17 @@ impl Destination {
         }
     }
 
+    pub(super) fn commit(&mut self, go: Go) -> Out {
+        self.stage = Stage::CommitJournal { go };
+        Step::one(DestinationEffect::Journal(DestinationEntry::CommitIntent(go)))
+    }
+
     pub(super) fn record_read(&mut self, record: Option<&RecordView>) -> Out {
         let reverted = record.is_some_and(|record| record.reverted_for(&self.terms));
         match self.stage {
-            Stage::Asking | Stage::Committing { .. } if reverted => self.revert(Cause::Reverted, true),
+            Stage::Asking | Stage::Committing { .. } | Stage::Marking { .. } if reverted => {
+                self.revert(Cause::Reverted, true)
+            }
             Stage::Asking => {
                 self.stage = Stage::Loaded {
                     journal_broken: false,
@@ -91,11 +99,22 @@ impl Destination {
                 Step::none()
             }
             Stage::Committing { go } => {
-                if record.is_some_and(|record| record.committed_for(&self.terms)) {
+                let committed = record.filter(|record| record.committed_for(&self.terms));
+                match committed {
+                    Some(record) if self.terms.strict && !record.started => {
+                        self.stage = Stage::Marking { go };
+                        Step::one(DestinationEffect::MarkStarted)
+                    }
+                    Some(_) => self.start(go),
+                    // Not written, or not known whether it was: it is asked again until the record says.
+                    None => Step::one(DestinationEffect::DecideCommitted),
+                }
+            }
+            Stage::Marking { go } => {
+                if record.is_some_and(|record| record.committed_for(&self.terms) && record.started) {
                     self.start(go)
                 } else {
-                    // Not written, or not known whether it was: it is asked again until the record says.
-                    Step::one(DestinationEffect::DecideCommitted)
+                    Step::one(DestinationEffect::MarkStarted)
                 }
             }
             // An answer to what was left meanwhile.

@@ -56,7 +56,9 @@ impl Destination {
                 journal_broken: false,
             }
             | Stage::Asking => DestinationReport::Loaded,
-            Stage::CommitJournal { .. } | Stage::Committing { .. } => DestinationReport::Deciding,
+            Stage::CommitJournal { .. } | Stage::Committing { .. } | Stage::Marking { .. } => {
+                DestinationReport::Deciding
+            }
             Stage::Loaded { journal_broken: true } => DestinationReport::Blocked,
             Stage::ContJournal { .. } | Stage::Starting { .. } | Stage::RefusedJournal { .. } => {
                 DestinationReport::Starting
@@ -112,6 +114,16 @@ impl Destination {
     /// Rule 3: the guest runs only with a received Go, after `cont-issued` was journaled.
     fn finish(&mut self, go: Go) -> Out {
         match self.stage {
+            // Under strict terms it is the record that lets the guest run.
+            Stage::Loaded {
+                journal_broken: false,
+            }
+            | Stage::Asking
+                if self.terms.strict =>
+            {
+                self.commit(go)
+            }
+            Stage::CommitJournal { .. } | Stage::Committing { .. } if self.terms.strict => Step::none(),
             // The source's word is enough by itself: a commitment that is on its way says nothing else.
             Stage::Loaded {
                 journal_broken: false,
@@ -120,6 +132,7 @@ impl Destination {
             | Stage::CommitJournal { .. }
             | Stage::Committing { .. } => self.start(go),
             Stage::Loaded { journal_broken: true }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -154,6 +167,7 @@ impl Destination {
             | Stage::CommitJournal { .. } => self.revert(cause, true),
             // Committed may stand in the record: what it says is waited for.
             Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -176,6 +190,7 @@ impl Destination {
             | Stage::Asking
             | Stage::CommitJournal { .. }
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -214,7 +229,7 @@ impl Destination {
             }
             // Nobody gives a Go again that nobody gave: the record is read once more.
             (Stage::RefusedJournal { go }, DestinationEntry::ContRefused)
-                if go.evidence == GoEvidence::Committed =>
+                if self.terms.strict || go.evidence == GoEvidence::Committed =>
             {
                 self.stage = Stage::Committing { go: *go };
                 Step::one(DestinationEffect::DecideCommitted)
@@ -276,6 +291,7 @@ impl Destination {
             | Stage::Loaded { .. }
             | Stage::Asking
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::Starting { .. }
             | Stage::Holding { .. }
             | Stage::Destroying { .. }
@@ -307,6 +323,7 @@ impl Destination {
             | Stage::Asking
             | Stage::CommitJournal { .. }
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -341,6 +358,7 @@ impl Destination {
             | Stage::Asking
             | Stage::CommitJournal { .. }
             | Stage::Committing { .. }
+            | Stage::Marking { .. }
             | Stage::ContJournal { .. }
             | Stage::Starting { .. }
             | Stage::RefusedJournal { .. }
@@ -405,7 +423,8 @@ impl Destination {
             | Stage::Loaded { .. }
             | Stage::Asking
             | Stage::CommitJournal { .. }
-            | Stage::Committing { .. } => self.revert(Cause::DestinationDied, false),
+            | Stage::Committing { .. }
+            | Stage::Marking { .. } => self.revert(Cause::DestinationDied, false),
             // `cont-issued` is being written; the guest was not let run yet, and will not be.
             Stage::ContJournal { .. } => self.revert(Cause::DestinationDied, false),
             // It was let run, or may have been.

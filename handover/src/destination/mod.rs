@@ -5,6 +5,7 @@
 //! PrepareJournal → Launching → Prepared → Receiving → Loaded → ContJournal → Starting → Holding
 //!                                                       ↑ cont refused └──────┘
 //! Loaded, in doubt, and the source is known to stand still: CommitJournal → Committing → ContJournal
+//! Loaded, with a Go, under strict terms: CommitJournal → Committing → Marking → ContJournal
 //! any of them before ContJournal → RevertJournal → Destroying → Reverted
 //! ```
 //! `cont-issued` is journaled before the guest is let run (rule 3). Giving the copy up is journaled first too
@@ -53,6 +54,10 @@ pub(crate) enum Stage {
     },
     /// Committed is being written into the record.
     Committing {
+        go: Go,
+    },
+    /// Strict: that the guest is let run is being written into the record.
+    Marking {
         go: Go,
     },
     ContJournal {
@@ -142,6 +147,9 @@ pub enum DestinationEffect {
     /// Write Committed into the record by compare-and-swap, if it is undecided; answered by `RecordRead` with what it
     /// says then. A repetition comes after a pause.
     DecideCommitted,
+    /// Strict: write into the committed record that the guest is let run; answered by `RecordRead` with what it says
+    /// then. A repetition comes after a pause.
+    MarkStarted,
     /// Destroy the process and close the channel; answered by `Destroyed`.
     Destroy,
 }

@@ -80,6 +80,8 @@ impl Driver {
     fn go_outstanding(&self) -> bool {
         match &self.source {
             SideView::Reported(SourceReport::Switching { .. } | SourceReport::InDoubt { .. }) => true,
+            // Said, and under strict terms not enough.
+            SideView::Reported(SourceReport::GoSent(_)) => self.terms.strict,
             SideView::Unheard
             | SideView::NoSuchMigration
             | SideView::Reported(
@@ -88,7 +90,6 @@ impl Driver {
                 | SourceReport::Stopped { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
-                | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)

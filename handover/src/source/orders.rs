@@ -113,9 +113,36 @@ impl Source {
     /// Rule 2: Aborted is asked of the record only where Go was never journaled, and after it was journaled that it
     /// never will be. A dead process has nothing to come back to: it waits for Ready, or for the destination's own
     /// commitment.
+    ///
+    /// Under strict terms a Go lets nobody run the guest by itself, so that a source that has said it may ask as well.
     pub(super) fn arbitrate(&mut self, cause: Cause) -> Out {
-        let Stage::Switching { sealed, own, .. } = self.stage else {
-            return Step::none();
+        let (sealed, own) = match self.stage {
+            Stage::Switching { sealed, own, .. } => (sealed, own),
+            Stage::GoSent {
+                go: Go { sealed, .. },
+                own,
+            } if self.terms.strict => (sealed, own),
+            Stage::GoSent { .. }
+            | Stage::BeginJournal
+            | Stage::Begun
+            | Stage::Connecting
+            | Stage::Streaming { .. }
+            | Stage::Sealing
+            | Stage::Sealed { .. }
+            | Stage::Gate { .. }
+            | Stage::GoJournal { .. }
+            | Stage::DecideJournal { .. }
+            | Stage::Deciding { .. }
+            | Stage::Yielded { .. }
+            | Stage::ReleaseJournal { .. }
+            | Stage::Releasing { .. }
+            | Stage::Released
+            | Stage::AbortJournal { .. }
+            | Stage::Undoing { .. }
+            | Stage::Reclaiming { .. }
+            | Stage::Restoring { .. }
+            | Stage::Aborted { .. }
+            | Stage::Lost { .. } => return Step::none(),
         };
         match own {
             Own::Dead => Step::none(),

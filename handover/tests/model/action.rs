@@ -100,6 +100,9 @@ pub enum Fault {
     /// What an agent asks of the record is neither applied nor answered.
     SourceDecisionLost,
     DestinationDecisionLost,
+    /// Strict: that the guest is let run was written and not answered, or not written either.
+    StartUnanswered,
+    StartLost,
     /// The guest moves on: the record is armed for its next migration as soon as that is allowed.
     NextMigration,
     // Disks.

@@ -9,7 +9,7 @@ use godwit_handover::{
 };
 
 use crate::driving::ANY_CAUSE;
-use crate::world::{Broken, GATES, World, terms};
+use crate::world::{Broken, GATES, World};
 
 /// What the source's agent has still to do, in order. An effect's answer is taken in with it: a crash between the
 /// two leaves behind what a crash just after both does, because only the journal and the process outlive it.
@@ -155,7 +155,7 @@ impl World {
         } else {
             Wanted::StayStopped
         };
-        if let Ok((machine, step)) = Source::begin(terms(), GATES, Duration::from_secs(1), wanted) {
+        if let Ok((machine, step)) = Source::begin(self.terms(), GATES, Duration::from_secs(1), wanted) {
             let agent = &mut *self.source_agent;
             agent.machine = Some(machine);
             agent
@@ -166,7 +166,7 @@ impl World {
     }
 
     pub fn prepare_destination(&mut self) {
-        if let Ok((machine, step)) = Destination::prepare(terms(), GATES) {
+        if let Ok((machine, step)) = Destination::prepare(self.terms(), GATES) {
             let agent = &mut *self.destination_agent;
             agent.machine = Some(machine);
             agent.todo.extend(step.effects);

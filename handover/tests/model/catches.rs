@@ -16,6 +16,7 @@ fn assert_caught(mutant: Mutant, flow: Flow, property: &'static str, faults: &'s
     let budget = u8::try_from(faults.len()).expect("a few faults");
     let checker = Migration {
         flow,
+        strict: mutant == Mutant::GoIsEnough,
         faults: budget,
         only: Some(faults),
         mutant: Some(mutant),
@@ -74,6 +75,7 @@ caught! {
         [ResumeRefused, DestinationProcessDies];
     mutant_fsync_error_ignored_is_caught: FsyncErrorIgnored, SourceDrives, NO_WAY_BACK,
         [DestinationJournalFails, DestinationHostReboots];
+    mutant_go_is_enough_is_caught: GoIsEnough, ControllerDrives, ONE_COPY, [SourceHearsNobody];
     // Rule 4
     mutant_revert_after_cont_is_caught: RevertAfterCont, SourceDrives, NO_WAY_BACK, [DestinationHostReboots];
     mutant_absence_is_revert_is_caught: AbsenceIsRevert, ControllerDrives, ONE_COPY, [DestinationAgentCrash];

@@ -10,7 +10,7 @@ use godwit_handover::{
 use crate::agents::SourceTodo;
 use crate::record::{Manner, Record, Wish};
 use crate::shared::Shared;
-use crate::world::{World, terms};
+use crate::world::World;
 
 /// Who drives the phases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,7 +135,7 @@ impl World {
     /// A driver that comes to be now, and the version of the record that it reads first.
     pub fn new_driver(&mut self, record: Option<Shared<Record>>) {
         self.drivers.push(Seat {
-            driver: Shared::new(Driver::new(terms())),
+            driver: Shared::new(Driver::new(self.terms())),
             known: None,
             unanswered: false,
         });
@@ -260,9 +260,9 @@ impl World {
     pub fn deliver(&mut self, order: Order) {
         match order {
             Order::Begin if self.source_agent.machine.is_none() => self.begin_source(),
-            Order::Begin => self.feed_source(SourceEvent::Begin(terms())),
+            Order::Begin => self.feed_source(SourceEvent::Begin(self.terms())),
             Order::Prepare if self.destination_agent.machine.is_none() => self.prepare_destination(),
-            Order::Prepare => self.feed_destination(DestinationEvent::Prepare(terms())),
+            Order::Prepare => self.feed_destination(DestinationEvent::Prepare(self.terms())),
             Order::Perform => self.feed_source(SourceEvent::Perform(crate::world::channel())),
             Order::Ready => self.feed_source(SourceEvent::Ready),
             Order::Finish(index) => {

@@ -170,6 +170,13 @@ impl Migration {
                 }
                 self.destination_reads_nothing(w);
             }
+            Fault::StartUnanswered | Fault::StartLost => {
+                w.destination_agent.todo.remove(0);
+                if fault == Fault::StartUnanswered {
+                    w.write_record(Wish::Start, Manner::Swap, None);
+                }
+                w.feed_destination(DestinationEvent::RecordRead(None));
+            }
             Fault::LaunchFails => {
                 w.destination_agent.todo.remove(0);
                 w.feed_destination(DestinationEvent::LaunchFailed);
@@ -354,6 +361,9 @@ fn at_destination(w: &World, faults: &mut Vec<Fault>) {
         }
         if agent.todo.first() == Some(&DestinationEffect::Launch) {
             faults.push(Fault::LaunchFails);
+        }
+        if agent.todo.first() == Some(&DestinationEffect::MarkStarted) {
+            faults.extend([Fault::StartUnanswered, Fault::StartLost]);
         }
         if agent.todo.first() == Some(&DestinationEffect::DecideCommitted) {
             faults.extend([

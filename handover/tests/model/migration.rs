@@ -11,6 +11,8 @@ use crate::world::World;
 #[derive(Clone, Debug)]
 pub struct Migration {
     pub flow: Flow,
+    /// Whether a Go is not enough: `handoff: Strict`.
+    pub strict: bool,
     pub faults: u8,
     /// The kinds of fault that may happen; `None`: all.
     pub only: Option<&'static [Fault]>,

@@ -41,6 +41,8 @@ pub enum Mutant {
     RefusalUnseen,
     /// Rule 3 and the journals: an entry whose fsync failed counts as written.
     FsyncErrorIgnored,
+    /// Strict: a Go is enough to let the guest run.
+    GoIsEnough,
     /// Rule 4: an agent that finds its guest's process dead says that the guest never ran, whatever the journal says.
     RevertAfterCont,
     /// Rule 4: an agent that does not answer is taken for one that has given its copy up.

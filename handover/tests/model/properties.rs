@@ -37,7 +37,7 @@ impl Model for Migration {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(self.flow, self.faults)]
+        vec![World::new(self.flow, self.strict, self.faults)]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {

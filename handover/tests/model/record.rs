@@ -19,6 +19,7 @@ pub enum Wish {
     Arm,
     Advance,
     Decide(Decision),
+    Start,
 }
 
 /// How a write is made.
@@ -50,6 +51,7 @@ fn attempt(terms: &Terms) -> Attempt {
         epoch: terms.epoch,
         source: terms.source.clone(),
         destination: terms.destination.clone(),
+        strict: terms.strict,
     }
 }
 
@@ -85,6 +87,7 @@ impl Record {
                 Written::Aborted => Decision::Aborted,
                 Written::Reverted => Decision::Reverted,
             },
+            started: self.0.started,
         }
     }
 
@@ -115,6 +118,7 @@ impl Record {
         match wish {
             Wish::Arm => record_change::arm(&self.0, attempt),
             Wish::Advance => record_change::advance(&self.0, attempt),
+            Wish::Start => record_change::start(&self.0, attempt),
             Wish::Decide(decision) => record_change::decide(
                 &self.0,
                 attempt,
@@ -160,6 +164,7 @@ impl Record {
             epoch: self.view().epoch,
             source: self.0.holder.clone(),
             destination: "e".into(),
+            strict: false,
         };
         if let Change::Write(spec) = record_change::arm(&self.0, &attempt) {
             self.0 = *spec;
@@ -180,5 +185,9 @@ fn allowed(old: &GuestRecordSpec, new: &GuestRecordSpec) -> bool {
     let taken_back =
         old.decision == Written::Committed && new.decision == Written::Reverted && old.epoch == new.epoch;
     let decision = old.decision == new.decision || old.decision == Written::None || taken_back;
+    let starts = old.started != new.started;
+    if starts && !(new.started && old.decision == Written::Committed && !moved) {
+        return false;
+    }
     epoch && decision && (!moved || new.decision == Written::Committed)
 }

@@ -115,7 +115,11 @@ impl Migration {
             w.destination_agent.journal.clear();
             w.destination_agent.machine = None;
         }
+        let strict = w.strict;
+        // The destination takes the terms as they are told to it.
+        w.strict &= !(self.is(Mutant::GoIsEnough) && order == Order::Prepare);
         w.deliver(order);
+        w.strict = strict;
     }
 
     fn hear_source(&self, w: &mut World, which: usize) {
@@ -162,6 +166,7 @@ impl Migration {
                 epoch: terms.epoch,
                 migration: Some(terms.migration),
                 decision: Decision::Reverted,
+                started: false,
             };
         }
         if self.is(Mutant::DestroyWhileNamed) {
@@ -170,6 +175,7 @@ impl Migration {
                 epoch: terms.epoch + 1,
                 migration: Some(terms.migration),
                 decision: Decision::Committed,
+                started: false,
             };
         }
         w.record.view()
@@ -294,6 +300,10 @@ impl Migration {
                 }
             }
             DestinationEffect::ReadRecord => Some(DestinationEvent::RecordRead(Some(w.record.view()))),
+            DestinationEffect::MarkStarted => {
+                w.write_record(Wish::Start, self.manner(), None);
+                Some(DestinationEvent::RecordRead(Some(w.record.view())))
+            }
             DestinationEffect::DecideCommitted => {
                 w.write_record(Wish::Decide(Decision::Committed), self.manner(), None);
                 Some(DestinationEvent::RecordRead(Some(w.record.view())))
@@ -380,6 +390,7 @@ fn at_once_at_destination(effect: &DestinationEffect) -> bool {
         DestinationEffect::Launch
         | DestinationEffect::Resume
         | DestinationEffect::DecideCommitted
+        | DestinationEffect::MarkStarted
         | DestinationEffect::Destroy => false,
     }
 }

@@ -16,6 +16,7 @@ pub const GATES: Gates = Gates {
     inactivate_disks: true,
 };
 
+/// The migration's terms, but for how strict they are ([`World::terms`]).
 pub fn terms() -> Terms {
     Terms {
         migration: "m".into(),
@@ -23,6 +24,7 @@ pub fn terms() -> Terms {
         epoch: 1,
         source: "s".into(),
         destination: "d".into(),
+        strict: false,
     }
 }
 
@@ -66,6 +68,7 @@ pub struct World {
     /// Who drives: nobody while the agent that does is away.
     pub drivers: Vec<Seat>,
     pub network: Shared<Network>,
+    pub strict: bool,
     pub record: Shared<Record>,
     /// What an agent asked of the record just before it crashed, and the version that it had read.
     pub late: Option<(Decision, Shared<Record>)>,
@@ -81,7 +84,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(flow: Flow, faults: u8) -> Self {
+    pub fn new(flow: Flow, strict: bool, faults: u8) -> Self {
         let mut world = Self {
             source: SourceProcess::new(),
             destination: DestinationProcess::default(),
@@ -89,6 +92,7 @@ impl World {
             destination_agent: Shared::new(DestinationAgent::new()),
             drivers: vec![],
             network: Shared::new(Network::default()),
+            strict,
             record: Shared::new(Record::first(&terms().source)),
             late: None,
             path: true,
@@ -104,6 +108,14 @@ impl World {
         }
         world.new_driver(None);
         world
+    }
+
+    /// The terms as everybody was given them.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            strict: self.strict,
+            ..terms()
+        }
     }
 
     /// Whether the proof of the path still matters: up to the switchover.
@@ -122,7 +134,7 @@ impl World {
     /// Changes the record; whether its writer then knows what it says, which it does not where it was refused.
     pub fn write_record(&mut self, wish: Wish, manner: Manner, known: Option<&Shared<Record>>) -> bool {
         let known = known.map(|known| &**known);
-        match self.record.write(&terms(), wish, manner, known) {
+        match self.record.write(&self.terms(), wish, manner, known) {
             Outcome::Already => true,
             Outcome::Refused => false,
             Outcome::Written {

@@ -143,7 +143,8 @@ proptest! {
                 Line::Effect(
                     DestinationEffect::Destroy
                     | DestinationEffect::ReadRecord
-                    | DestinationEffect::DecideCommitted,
+                    | DestinationEffect::DecideCommitted
+                    | DestinationEffect::MarkStarted,
                 )
                 | Line::Event(_)
                 | Line::Report(_) => {}
@@ -301,6 +302,7 @@ proptest! {
                     prop_assert!(intent && !reverted && !taken_over);
                 }
                 DestinationEffect::ReadRecord => {}
+                DestinationEffect::MarkStarted => prop_assert!(false, "marked before it was committed"),
                 DestinationEffect::Launch => prop_assert!(false, "started a process"),
                 DestinationEffect::Journal(_) => {}
             }

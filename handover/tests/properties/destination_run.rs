@@ -141,6 +141,7 @@ impl Run {
                 48..96 => Some(words::reverted()),
                 _ => Some(words::committed()),
             }),
+            DestinationEffect::MarkStarted => DestinationEvent::RecordRead(None),
             DestinationEffect::Destroy => DestinationEvent::Destroyed,
         };
         self.see(answer);

@@ -20,6 +20,7 @@ pub fn terms() -> Terms {
         epoch: 7,
         source: "s".into(),
         destination: "d".into(),
+        strict: false,
     }
 }
 
@@ -89,6 +90,7 @@ pub fn armed() -> RecordView {
         epoch: terms().epoch,
         migration: Some(terms().migration),
         decision: Decision::None,
+        started: false,
     }
 }
 
@@ -98,6 +100,7 @@ pub fn advanced() -> RecordView {
         epoch: terms().epoch + 1,
         migration: Some(terms().migration),
         decision: Decision::Committed,
+        started: false,
     }
 }
 
@@ -136,6 +139,7 @@ pub fn record() -> impl Strategy<Value = RecordView> {
         epoch,
         migration: migration.map(Into::into),
         decision,
+        started: false,
     })
 }
 

@@ -11,6 +11,7 @@ fn terms() -> Terms {
         epoch: 7,
         source: "host-a".into(),
         destination: "host-b.example".into(),
+        strict: false,
     }
 }
 
@@ -73,6 +74,7 @@ fn the_longest_names_fit_and_longer_ones_are_not_signed() {
         epoch: 1,
         source: name.clone(),
         destination: format!("b{}", &name[1..]),
+        strict: false,
     };
     let sign = |terms: Terms| Ticket::new(terms, Act::Receive, NOW).unwrap().sign(&key());
     let bytes = sign(longest.clone()).unwrap();
@@ -260,6 +262,7 @@ fn arbitrary_terms() -> impl Strategy<Value = Terms> {
             epoch,
             source,
             destination,
+            strict: false,
         })
 }
 

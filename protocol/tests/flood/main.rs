@@ -113,6 +113,7 @@ async fn answers(client: &AgentClient) {
         epoch: 1,
         source: "node-a".into(),
         destination: "node-b".into(),
+        strict: false,
     };
     client.keep_alive(&terms, false, Duration::ZERO).await.unwrap();
 }

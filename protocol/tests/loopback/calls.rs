@@ -20,6 +20,7 @@ fn terms() -> Terms {
         epoch: 4,
         source: "node-a".into(),
         destination: "node-b".into(),
+        strict: false,
     }
 }
 

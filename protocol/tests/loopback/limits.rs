@@ -153,6 +153,7 @@ async fn a_message_that_is_too_long_is_refused() {
         epoch: 1,
         source: "node-a".into(),
         destination: "node-b".into(),
+        strict: false,
     };
     let order = wire::order_request::Order::Prepare(wire::Prepare {
         guest: None,

@@ -28,6 +28,7 @@ pub fn good_terms() -> wire::Terms {
         epoch: 3,
         source: "node-a".into(),
         destination: "node-b".into(),
+        strict: false,
     }
 }
 

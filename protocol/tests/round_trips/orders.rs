@@ -174,6 +174,7 @@ fn an_order_to_drive_is_checked_field_by_field() {
         epoch: 1,
         source: "a".into(),
         destination: "b".into(),
+        strict: false,
     };
     let good = Drive {
         guest: GuestName {

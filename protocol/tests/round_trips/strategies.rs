@@ -22,14 +22,22 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 pub fn terms() -> impl Strategy<Value = Terms> {
-    (uid(), uid(), 0..i64::MAX.unsigned_abs(), name(), name())
+    (
+        uid(),
+        uid(),
+        0..i64::MAX.unsigned_abs(),
+        any::<bool>(),
+        name(),
+        name(),
+    )
         .prop_filter("two hosts", |(.., source, destination)| source != destination)
-        .prop_map(|(migration, guest, epoch, source, destination)| Terms {
+        .prop_map(|(migration, guest, epoch, strict, source, destination)| Terms {
             migration,
             guest,
             epoch,
             source,
             destination,
+            strict,
         })
 }
 

@@ -29,6 +29,7 @@ pub(crate) fn terms() -> Terms {
         epoch: 7,
         source: "host-a".into(),
         destination: "host-b.example".into(),
+        strict: false,
     }
 }
 

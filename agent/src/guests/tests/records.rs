@@ -10,6 +10,7 @@ impl Records for Written {
     async fn whole(&self, _guest: &str) -> Option<Recorded> {
         let view = self.0.lock().unwrap().clone()?;
         Some(Recorded {
+            strict: false,
             view,
             definition: String::new(),
         })
@@ -22,6 +23,7 @@ fn written(holder: &str, epoch: u64, migration: Option<&str>, decision: Decision
         epoch,
         migration: migration.map(Into::into),
         decision,
+        started: false,
     }
 }
 

@@ -94,6 +94,11 @@ impl Role for Runner {
                 let after = self.patience.next();
                 self.ask(async move { asking::decide(&*records, &terms, Decision::Committed, after).await });
             }
+            DestinationEffect::MarkStarted => {
+                let (records, terms) = (self.records.clone(), self.machine.terms().clone());
+                let after = self.patience_to_start.next();
+                self.ask(async move { asking::start(&*records, &terms, after).await });
+            }
             DestinationEffect::Destroy => {
                 self.shut_the_door();
                 self.order(Work::Destroy);

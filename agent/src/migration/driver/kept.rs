@@ -143,6 +143,7 @@ mod tests {
             epoch: 1,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         };
         let order = Drive {
             guest: GuestName {

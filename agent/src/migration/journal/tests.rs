@@ -29,6 +29,7 @@ fn entries() -> Vec<SourceEntry> {
         epoch: 3,
         source: "a".repeat(253),
         destination: "b".repeat(253),
+        strict: false,
     };
     let go = Go {
         evidence: GoEvidence::Completed,

@@ -255,6 +255,7 @@ mod tests {
             epoch,
             source: "a".into(),
             destination: "b".into(),
+            strict: false,
         }
     }
 

@@ -28,6 +28,7 @@ impl Role for Runner {
         self.machine = machine;
         self.driver.bear(match self.machine.report() {
             SourceReport::Switching { .. } | SourceReport::InDoubt { .. } => Bearing::StandingStill,
+            SourceReport::GoSent(_) if self.machine.terms().strict => Bearing::StandingStill,
             SourceReport::Begun
             | SourceReport::Streaming
             | SourceReport::Stopped { .. }

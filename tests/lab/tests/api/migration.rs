@@ -120,7 +120,7 @@ pub async fn an_unserved_field_is_refused(lab: &mut Lab) -> anyhow::Result<()> {
     let client = lab.client();
     for (field, value) in [
         ("mode", json!("Live")),
-        ("handoff", json!("Strict")),
+        ("startPaused", json!(true)),
         ("storage", json!({"copy": "None"})),
     ] {
         let mut object = migration("unserved");

@@ -24,6 +24,7 @@ enum Write {
     Commit,
     Abort,
     Revert,
+    Start,
     Advance,
     AdvanceTwice,
     AdvanceElsewhere,
@@ -34,7 +35,8 @@ enum Write {
     Rewrite,
 }
 
-const WRITES: [Write; 11] = [
+const WRITES: [Write; 12] = [
+    Write::Start,
     Write::Commit,
     Write::Abort,
     Write::Revert,
@@ -59,6 +61,7 @@ impl Write {
             Self::Commit => &[("decision", json!("Committed"))],
             Self::Abort => &[("decision", json!("Aborted"))],
             Self::Revert => &[("decision", json!("Reverted"))],
+            Self::Start => &[("started", json!(true))],
             Self::Advance => &[
                 ("decision", json!("Committed")),
                 ("holder", destination.unwrap_or_else(|| json!("h2"))),
@@ -97,6 +100,10 @@ enum Stands {
     Unarmed,
     Undecided,
     Committed,
+    /// Of a strict migration.
+    StrictlyCommitted,
+    /// And its start was recorded.
+    Started,
     Advanced,
     Aborted,
     Reverted,
@@ -104,10 +111,12 @@ enum Stands {
     ArmedAgain,
 }
 
-const STATES: [Stands; 7] = [
+const STATES: [Stands; 9] = [
     Stands::Unarmed,
     Stands::Undecided,
     Stands::Committed,
+    Stands::StrictlyCommitted,
+    Stands::Started,
     Stands::Advanced,
     Stands::Aborted,
     Stands::Reverted,
@@ -130,8 +139,9 @@ impl Stands {
     /// The handover's rules 2, 3, 4 and 6.
     fn allows(self, part: Part, write: Write) -> bool {
         let undecided = matches!(self, Self::Undecided | Self::ArmedAgain);
-        let committed = self == Self::Committed;
+        let committed = matches!(self, Self::Committed | Self::StrictlyCommitted | Self::Started);
         match (part, write) {
+            (Part::Destination, Write::Start) => self == Self::StrictlyCommitted,
             (Part::Source, Write::Abort) | (Part::Destination, Write::Commit) => undecided,
             (Part::Destination, Write::Revert) | (Part::Source | Part::Destination, Write::Advance) => {
                 undecided || committed
@@ -146,10 +156,19 @@ impl Stands {
         let decided = |decision: &str| vec![("/spec/decision", json!(decision))];
         let arming = vec![("/spec/migration", armed("m1", "h1", "h2"))];
         let advance = vec![("/spec/holder", json!("h2")), ("/spec/epoch", json!(2))];
+        let mut strict = armed("m1", "h1", "h2");
+        set(&mut strict, "/strict", json!(true));
+        let strictly = vec![("/spec/migration", strict)];
         let steps = match self {
             Self::Unarmed => vec![],
             Self::Undecided => vec![arming],
             Self::Committed => vec![arming, decided("Committed")],
+            Self::StrictlyCommitted => vec![strictly, decided("Committed")],
+            Self::Started => vec![
+                strictly,
+                decided("Committed"),
+                vec![("/spec/started", json!(true))],
+            ],
             Self::Advanced => vec![arming, decided("Committed"), advance],
             Self::Aborted => vec![arming, decided("Aborted")],
             Self::Reverted => vec![arming, decided("Reverted")],
@@ -241,8 +260,9 @@ pub async fn r3_a_record_is_changed_by_its_parties_and_by_the_rules(lab: &mut La
         }
         remove(&controller, &name).await;
     }
-    // In both undecided states abort, advance; commit, revert, advance. In the committed one advance; revert, advance.
-    assert_eq!((accepted, refused), (13, 7 * 4 * 11 - 13));
+    // In both undecided states abort, advance; commit, revert, advance. In the three committed ones advance; revert, advance;
+    // and start, where that is strict and was not written yet.
+    assert_eq!((accepted, refused), (20, 9 * 4 * 12 - 20));
     Ok(())
 }
 
@@ -251,7 +271,7 @@ pub async fn r3_a_decision_carries_no_other_change(lab: &mut Lab) -> anyhow::Res
     policies_in_force(lab).await?;
     let controller = lab.controller_client().await?;
     let found = Stands::Undecided.make(&controller, "decided").await;
-    let nothing_else = "decision, holder and epoch, and nothing else";
+    let nothing_else = "an agent changes a GuestRecord's decision, holder and epoch";
     for (host, what) in [
         ("h1", Write::Abort),
         ("h1", Write::Advance),
@@ -275,7 +295,7 @@ pub async fn r3_a_decision_carries_no_other_change(lab: &mut Lab) -> anyhow::Res
             ("/metadata/labels", json!({"host": host}), nothing_else),
             ("/metadata/annotations", json!({"host": host}), nothing_else),
             ("/metadata/ownerReferences", owner, nothing_else),
-            ("/spec/started", json!(true), nothing_else),
+            ("/spec/started", json!(true), "a start is recorded"),
             ("/spec/guest/name", json!("web2"), "guest never changes"),
             ("/spec/migration/strict", json!(true), "immutable"),
             ("/spec/migration/destination", json!("h9"), "immutable"),

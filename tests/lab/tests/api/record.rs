@@ -196,8 +196,32 @@ pub async fn a_record_moves_by_the_rules_only(lab: &mut Lab) -> anyhow::Result<(
     )
     .await;
 
+    // Strict: the start is recorded between the commitment and the advance.
+    let mut strict = armed("m4", "h2", "h1");
+    set(&mut strict, "/strict", json!(true));
+    let start = [("/spec/started", json!(true))];
+    refused("started after revert", "a start is recorded", &start).await;
+    accepted(&[(migration, strict), (decision, json!("None"))]).await;
+    refused("started uncommitted", "a start is recorded", &start).await;
+    let both = [("/spec/started", json!(true)), (decision, json!("Committed"))];
+    refused("started with the commitment", "a start is recorded", &both).await;
+    accepted(&[(decision, json!("Committed"))]).await;
+    accepted(&start).await;
+    refused(
+        "unstarted",
+        "a start is recorded",
+        &[("/spec/started", json!(false))],
+    )
+    .await;
+    accepted(&[(decision, json!("Reverted"))]).await;
+
     // And aborted.
-    accepted(&[(migration, armed("m3", "h2", "h1")), (decision, json!("None"))]).await;
+    let next = [
+        (migration, armed("m3", "h2", "h1")),
+        (decision, json!("None")),
+        ("/spec/started", json!(false)),
+    ];
+    accepted(&next).await;
     accepted(&[(decision, json!("Aborted"))]).await;
     refused(
         "an abortion committed",

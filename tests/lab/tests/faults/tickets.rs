@@ -60,6 +60,7 @@ async fn unordered(lab: &Lab, guest: &Guest) -> anyhow::Result<Terms> {
         epoch: records.get(&guest.uid).await?.spec.epoch.try_into()?,
         source: "h1".into(),
         destination: "h2".into(),
+        strict: false,
     })
 }
 
