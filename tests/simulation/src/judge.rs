@@ -159,3 +159,84 @@ impl Judge {
             .any(|copy| copy.alive && copy.image == Some(state.newest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that runs at `a`, and a process at `b` that has got it whole.
+    fn two() -> Judge {
+        let judge = Judge::default();
+        judge.launched("a", "host-a", None);
+        judge.started("a");
+        judge.launched("b", "host-b", Some("m".into()));
+        judge.stopped("a");
+        judge.loaded("b", judge.image("a"));
+        judge
+    }
+
+    #[test]
+    fn a_handover_is_right_and_so_is_its_way_back_before_it() {
+        let judge = two();
+        judge.started("b");
+        judge.ended("a", true);
+        assert_eq!((judge.violations(), judge.is_lost()), (vec![], false));
+
+        let judge = two();
+        judge.started("a");
+        judge.ended("b", true);
+        assert_eq!((judge.violations(), judge.is_lost()), (vec![], false));
+    }
+
+    #[test]
+    fn whatever_must_never_be_is_seen() {
+        let seen = |wrong: &dyn Fn(&Judge)| {
+            let judge = two();
+            wrong(&judge);
+            let words: Vec<_> = judge
+                .violations()
+                .iter()
+                .map(|words| words[..2].to_owned())
+                .collect();
+            words
+        };
+        // Two at once; the second has an old image then, too.
+        let both = |judge: &Judge| {
+            judge.started("b");
+            judge.started("a");
+        };
+        assert_eq!(seen(&both), ["I1", "I3"]);
+        // The source after the destination.
+        let after = |judge: &Judge| {
+            judge.started("b");
+            judge.stopped("b");
+            judge.started("a");
+        };
+        assert_eq!(seen(&after), ["I3"]);
+        // The destination with what the source has changed since.
+        let stale = |judge: &Judge| {
+            judge.started("a");
+            judge.stopped("a");
+            judge.started("b");
+        };
+        assert_eq!(seen(&stale), ["I3"]);
+        // What was never taken whole.
+        let half = |judge: &Judge| {
+            judge.loaded("b", None);
+            judge.started("b");
+        };
+        assert_eq!(seen(&half), ["I3"]);
+        // The only valid image is destroyed; one that dies by itself is nobody's fault.
+        let only = |judge: &Judge| {
+            judge.ended("b", false);
+            judge.ended("a", true);
+        };
+        assert_eq!(seen(&only), ["I7"]);
+        let second = |judge: &Judge| judge.launched("c", "host-b", Some("m".into()));
+        assert_eq!(seen(&second), ["I5"]);
+        let judge = two();
+        judge.ended("a", false);
+        judge.ended("b", false);
+        assert_eq!((judge.violations(), judge.is_lost()), (vec![], true));
+    }
+}

@@ -50,7 +50,20 @@ pub fn admits(old: &Value, new: &Value) -> Result<(), &'static str> {
             "a new migration is armed only after the last one is finally decided",
         ),
         (
-            same || armed.is_null() || (is == "None" && armed["source"] == *holder && holder == old_holder),
+            !same
+                || new["started"] == old["started"]
+                || (new["started"] == true
+                    && armed["strict"] == true
+                    && (was, is) == ("Committed", "Committed")
+                    && holder == old_holder),
+            "a start is recorded of a strict migration alone, between its commitment and its advance",
+        ),
+        (
+            same || armed.is_null()
+                || (is == "None"
+                    && new["started"] != true
+                    && armed["source"] == *holder
+                    && holder == old_holder),
             "a migration is armed undecided, with the holder as its source",
         ),
         (
@@ -66,4 +79,69 @@ pub fn admits(old: &Value, new: &Value) -> Result<(), &'static str> {
 
 fn decision(record: &Value) -> &str {
     record["decision"].as_str().unwrap_or("None")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(decision: &str, holder: &str, epoch: u64, migration: Option<&str>) -> Value {
+        let armed =
+            migration.map(|uid| json!({"uid": uid, "source": "a", "destination": "b", "strict": true}));
+        json!({"guest": {"uid": "g"}, "holder": holder, "epoch": epoch, "decision": decision, "started": false,
+            "migration": armed})
+    }
+
+    #[test]
+    fn what_is_right_is_admitted() {
+        let none = record("None", "a", 4, None);
+        let armed = record("None", "a", 4, Some("m"));
+        let committed = record("Committed", "a", 4, Some("m"));
+        let mut started = committed.clone();
+        started["started"] = json!(true);
+        let advanced = record("Committed", "b", 5, Some("m"));
+        for (old, new) in [
+            (&none, &armed),
+            (&armed, &record("Aborted", "a", 4, Some("m"))),
+            (&armed, &record("Reverted", "a", 4, Some("m"))),
+            (&armed, &committed),
+            (&committed, &started),
+            (&committed, &record("Reverted", "a", 4, Some("m"))),
+            (&committed, &advanced),
+            (&armed, &advanced),
+            (
+                &record("Aborted", "a", 4, Some("m")),
+                &record("None", "a", 4, Some("n")),
+            ),
+        ] {
+            assert_eq!(admits(old, new), Ok(()), "{old} to {new}");
+        }
+    }
+
+    #[test]
+    fn what_is_forged_is_not() {
+        let armed = record("None", "a", 4, Some("m"));
+        let aborted = record("Aborted", "a", 4, Some("m"));
+        let advanced = record("Committed", "b", 5, Some("m"));
+        let mut early = armed.clone();
+        early["started"] = json!(true);
+        for (old, new) in [
+            (&armed, &record("None", "a", 5, Some("m"))),
+            (&armed, &record("None", "b", 4, Some("m"))),
+            (&armed, &record("None", "b", 5, Some("m"))),
+            (&armed, &record("Committed", "b", 6, Some("m"))),
+            (&armed, &record("None", "a", 4, None)),
+            (&armed, &record("None", "a", 4, Some("n"))),
+            (&armed, &early),
+            (&aborted, &record("Committed", "a", 4, Some("m"))),
+            (&aborted, &record("Committed", "b", 5, Some("m"))),
+            (&aborted, &record("None", "a", 4, Some("m"))),
+            (&advanced, &record("Reverted", "b", 5, Some("m"))),
+            (&advanced, &record("Committed", "b", 4, Some("m"))),
+        ] {
+            assert!(admits(old, new).is_err(), "{old} to {new}");
+        }
+    }
 }
