@@ -16,6 +16,7 @@ mod moving;
 mod peer_to_peer;
 mod rest;
 mod setting;
+mod strict;
 mod traces;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ use peer_to_peer::{
     peer_to_peer_the_controller_is_away,
 };
 use rest::nothing_is_written_at_rest;
+use strict::a_strict_handoff_is_recorded_before_the_start;
 
 fn main() -> ExitCode {
     godwit_lab::cases::main(
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             a_guest_boots_from_its_disk_and_moves,
             cached_disks,
             a_guest_takes_its_interface_along,
+            a_strict_handoff_is_recorded_before_the_start,
             peer_to_peer_a_guest_moves,
             peer_to_peer_the_controller_is_away,
             peer_to_peer_cancelled,
