@@ -12,6 +12,7 @@
 mod arbitration;
 mod conductor;
 mod faults;
+mod left_over;
 mod plain;
 mod played;
 mod real;

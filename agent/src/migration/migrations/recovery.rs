@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::Inner;
 use super::table::{Orders, Unresolved};
-use crate::guests::{GuestError, Held};
+use crate::guests::{GuestError, Held, Role as Standing};
 use crate::hypervisor::{HypervisorError, RunState};
 use crate::migration::destination::{self, DestinationStart};
 use crate::migration::faults;
@@ -172,6 +172,11 @@ impl Inner {
         } else {
             match self.custody.find_arriving(&terms).await {
                 Ok(None) => (None, DestinationFacts::Gone),
+                // It has come by another migration since, under the same epoch: by this one it was never let run. The
+                // journal was not told the end of an attempt whose disk failed.
+                Ok(Some(held)) if held.role == Standing::Held && !entries.iter().any(may_have_run) => {
+                    (None, DestinationFacts::Gone)
+                }
                 Ok(Some(held)) => {
                     let (running, stream) = look(&held).await.map_err(|e| Left::by_guest(&head, &e))?;
                     (Some(held.guest), DestinationFacts::Alive { running, stream })
@@ -325,6 +330,19 @@ impl Left {
 /// Whether a source's last line leaves nothing to be done with the guest.
 fn is_at_rest(last: Option<&SourceEntry>) -> bool {
     matches!(last, Some(SourceEntry::Aborted { .. } | SourceEntry::Lost { .. }))
+}
+
+/// Whether a destination may have let its guest run, or have taken it over, once it had written this: both are written
+/// down before they are done.
+fn may_have_run(entry: &DestinationEntry) -> bool {
+    match entry {
+        DestinationEntry::ContIssued(_) | DestinationEntry::TakenOver(_) => true,
+        DestinationEntry::Prepared { .. }
+        | DestinationEntry::CommitIntent(_)
+        | DestinationEntry::ContRefused
+        | DestinationEntry::RevertIntent { .. }
+        | DestinationEntry::Reverted { .. } => false,
+    }
 }
 
 /// Whether a process may have got its guest whole by its stream.
