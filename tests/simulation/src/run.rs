@@ -45,6 +45,8 @@ pub struct Wish {
     pub end: End,
     /// The source reaches the switchover unsealed.
     pub unsealed: bool,
+    /// `handoff: Strict`.
+    pub strict: bool,
 }
 
 /// What happens in a run.
@@ -76,6 +78,7 @@ impl Plan {
                     _ => End::Succeed,
                 },
                 unsealed: dice.percent(25),
+                strict: dice.percent(20),
             })
             .collect();
         let faults = (0..dice.within(0, 4))
@@ -177,7 +180,7 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
             Place::A
         };
         prepare(&world, wish);
-        world.migrate(&name, wish.flow, to);
+        world.migrate(&name, wish.flow, wish.strict, to);
         let deletes = fulfil(&world, wish, &name).await;
         asked.push((name.clone(), deletes));
         // The next one is asked for when this one has ended, or while it goes on.

@@ -18,15 +18,23 @@ pub struct Scenario {
     pub name: &'static str,
     flow: &'static str,
     end: End,
-    unsealed: bool,
+    kind: Kind,
 }
 
-const fn of(name: &'static str, flow: &'static str, end: End, unsealed: bool) -> Scenario {
+/// How its handover goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sealed,
+    Unsealed,
+    Strict,
+}
+
+const fn of(name: &'static str, flow: &'static str, end: End, kind: Kind) -> Scenario {
     Scenario {
         name,
         flow,
         end,
-        unsealed,
+        kind,
     }
 }
 
@@ -36,15 +44,32 @@ const PEER: &str = "PeerToPeer";
 const AMIDST: u64 = 150;
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 8] = [
-    of("managed-direct/succeed", MANAGED, End::Succeed, false),
-    of("managed-direct/succeed-unsealed", MANAGED, End::Succeed, true),
-    of("managed-direct/cancel", MANAGED, End::Cancel(AMIDST), false),
-    of("managed-direct/fail", MANAGED, End::Fail, false),
-    of("peer-to-peer/succeed", PEER, End::Succeed, false),
-    of("peer-to-peer/succeed-unsealed", PEER, End::Succeed, true),
-    of("peer-to-peer/cancel", PEER, End::Cancel(AMIDST), false),
-    of("peer-to-peer/fail", PEER, End::Fail, false),
+pub const SCENARIOS: [Scenario; 10] = [
+    of("managed-direct/succeed", MANAGED, End::Succeed, Kind::Sealed),
+    of(
+        "managed-direct/succeed-unsealed",
+        MANAGED,
+        End::Succeed,
+        Kind::Unsealed,
+    ),
+    of("managed-direct/strict", MANAGED, End::Succeed, Kind::Strict),
+    of(
+        "managed-direct/cancel",
+        MANAGED,
+        End::Cancel(AMIDST),
+        Kind::Sealed,
+    ),
+    of("managed-direct/fail", MANAGED, End::Fail, Kind::Sealed),
+    of("peer-to-peer/succeed", PEER, End::Succeed, Kind::Sealed),
+    of(
+        "peer-to-peer/succeed-unsealed",
+        PEER,
+        End::Succeed,
+        Kind::Unsealed,
+    ),
+    of("peer-to-peer/strict", PEER, End::Succeed, Kind::Strict),
+    of("peer-to-peer/cancel", PEER, End::Cancel(AMIDST), Kind::Sealed),
+    of("peer-to-peer/fail", PEER, End::Fail, Kind::Sealed),
 ];
 
 impl Scenario {
@@ -55,7 +80,8 @@ impl Scenario {
             wishes: vec![Wish {
                 flow: self.flow,
                 end: self.end,
-                unsealed: self.unsealed,
+                unsealed: self.kind == Kind::Unsealed,
+                strict: self.kind == Kind::Strict,
             }],
             faults: Vec::new(),
             crashes: Vec::new(),

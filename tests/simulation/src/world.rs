@@ -453,7 +453,7 @@ impl World {
     }
 
     /// A user asks for a migration.
-    pub fn migrate(&self, name: &str, flow: &str, to: Place) {
+    pub fn migrate(&self, name: &str, flow: &str, strict: bool, to: Place) {
         let uid = self.sim.dice.uid();
         self.sim
             .note("user", format!("asks for {name} to {to}, {flow}: {uid}"));
@@ -463,6 +463,7 @@ impl World {
                 "virtualMachine": GUEST,
                 "destination": {"host": to.name()},
                 "controlFlow": flow,
+                "handoff": if strict { "Strict" } else { "Default" },
                 "security": {"require": "None"},
             },
         });
