@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod config;
 mod derivation;
+pub mod fail_point;
 pub mod guest_network;
 pub mod guests;
 pub mod host;

@@ -1,6 +1,7 @@
 //! What the tasks of both roles have alike: what reaches them from outside, in which order they take what comes, and
 //! how their machine is given an event.
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::native_several::Cable;
+use crate::fail_point;
 use crate::guest_network;
 use crate::hypervisor::GuestEvent;
 use crate::tunnel::Tunnels;
@@ -40,10 +42,12 @@ pub(super) enum Message<E> {
 /// One side of a migration as its task runs it. The machine decides; all else here carries its effects out, or brings
 /// it what has come of them.
 pub(super) trait Role: Send {
+    /// The side's name.
+    const SIDE: &'static str;
     /// What the machine is told.
-    type Event: Send;
+    type Event: Send + Debug;
     /// What it asks for.
-    type Effect: Send;
+    type Effect: Send + Debug;
     /// What comes back from the lanes on which that is done.
     type Answer: Send;
 
@@ -71,6 +75,7 @@ pub(super) trait Role: Send {
     /// Carries out what a step of the machine asks for.
     fn follow(&mut self, step: Step<Self::Effect>) -> Result<(), Refusal> {
         for effect in step.effects {
+            fail_point::pass(Self::SIDE, fail_point::BEFORE, &effect);
             self.carry_out(effect);
         }
         self.publish();
@@ -82,6 +87,7 @@ pub(super) trait Role: Send {
 
     /// A step for an order, which the machine may refuse.
     fn step(&mut self, event: Self::Event) -> Result<(), Refusal> {
+        fail_point::pass(Self::SIDE, fail_point::EVENT, &event);
         let step = self.advance(event);
         self.follow(step)
     }

@@ -24,6 +24,9 @@ pub const AGENT_PORT: u16 = 16514;
 /// The ports from which agents take migrations.
 pub const MIGRATION_PORTS: (u16, u16) = (49152, 49215);
 
+/// The directory of the fail points in a host's own.
+const POINTS: &str = "points";
+
 /// How many guests a host can have.
 const USERS: u32 = 100;
 /// The first user id of the first run's first host: far above what systems give out.
@@ -39,7 +42,7 @@ pub struct Host {
     pub name: String,
     /// Its address on the lab's network.
     pub address: IpAddr,
-    /// Its directory: `state`, `run`, `tls`, `agent.yaml`.
+    /// Its directory: `state`, `run`, `tls`, `points`, `agent.yaml`.
     pub directory: PathBuf,
     namespace: Option<PathBuf>,
     program: PathBuf,
@@ -81,6 +84,9 @@ impl Host {
             std::fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
             std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o711))?;
         }
+        let points = directory.join(POINTS);
+        std::fs::create_dir_all(&points).with_context(|| format!("make {}", points.display()))?;
+        std::fs::set_permissions(&points, std::fs::Permissions::from_mode(0o700))?;
         let program = programs.join("godwit-agent");
         // At most 250 runs of 99 hosts each.
         let place = u32::from(run.number()) * 100 + u32::try_from(number).context("too many hosts")?;
@@ -147,6 +153,12 @@ impl Host {
         self.directory.join("agent.yaml")
     }
 
+    /// Where points are armed at which the agent is to stand still or die, and where it says that it has come to one.
+    #[must_use]
+    pub fn points(&self) -> PathBuf {
+        self.directory.join(POINTS)
+    }
+
     /// A command that runs on this host: in its network namespace, where it has one, and marked as the host's.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
@@ -176,6 +188,7 @@ impl Host {
         }
         let mut command = self.command(&self.program);
         command.arg("--config").arg(self.configuration());
+        command.env("GODWIT_FAIL_POINTS", self.points());
         let part = format!("agent-{}", self.name);
         self.agent = Some(Process::spawn(run, &self.directory, &part, command)?);
         Ok(())

@@ -27,6 +27,7 @@ use super::pen::Pen;
 use super::rim::Rim;
 use super::role::{self, BACKOFF, Message, Role};
 use super::updates::{Note, Publisher};
+use crate::fail_point;
 use crate::guests::{Definition, GuestIdentity, Held};
 use crate::hypervisor::{Guest, GuestEvent, HypervisorError, RunState, Stream, StreamStatus};
 use crate::tunnel::Tunnels;
@@ -121,6 +122,9 @@ pub(super) async fn run(start: DestinationStart) {
     let pen = start.journal.map(|journal| {
         let answers = answers.clone();
         Pen::new(&*desk, journal, move |line, outcome| {
+            if let (Line::Entry(entry), Ok(())) = (&line, &outcome) {
+                fail_point::pass(Runner::SIDE, fail_point::JOURNALED, entry);
+            }
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(DestinationEvent::Journaled(entry), None),
                 (Line::Entry(_), Err(error)) => Answer::Written(

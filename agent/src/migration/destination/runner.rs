@@ -32,6 +32,8 @@ const NOBODY: Duration = Duration::from_secs(30);
 const GUEST_FIRST: Duration = Duration::from_millis(25);
 
 impl Role for Runner {
+    const SIDE: &'static str = "destination";
+
     type Event = DestinationEvent;
     type Effect = DestinationEffect;
     type Answer = Answer;

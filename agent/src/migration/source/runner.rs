@@ -19,6 +19,8 @@ use crate::migration::journal::{self, Line};
 use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
 
 impl Role for Runner {
+    const SIDE: &'static str = "source";
+
     type Event = SourceEvent;
     type Effect = SourceEffect;
     type Answer = Answer;

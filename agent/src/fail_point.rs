@@ -1,0 +1,144 @@
+//! Named points at which a test has the agent stand still or die, so that a fault meets exactly the moment that it is
+//! about. They are in builds with debug assertions only, whatever the features are: a released agent has none.
+//!
+//! A test arms a point with a file `<point>.armed` in the directory that [`DIRECTORY`] names. The first time the agent
+//! comes to that point it renames the file to `<point>.reached` and does what stands in it:
+//!
+//! | word | what the agent does |
+//! | --- | --- |
+//! | `pass` | goes on |
+//! | `wait` | has the thread that is there wait until `<point>.reached` is removed; all others go on |
+//! | `stop` | stops itself as SIGSTOP does; continued, it goes on once `<point>.reached` is removed |
+//! | `die` | kills itself as SIGKILL does |
+//!
+//! A point's name is the side's, the moment's and the thing's: `source.event.Ready` before the source's machine is given
+//! that event, `destination.before.Resume` before that effect is sent on its way, `source.journaled.Sealed` when that
+//! entry is on the disk and nobody knows yet.
+
+use std::fmt::Debug;
+
+/// The environment variable that names the directory of the armed points. Without it there are none.
+pub const DIRECTORY: &str = "GODWIT_FAIL_POINTS";
+
+/// Before a machine is given something.
+pub const EVENT: &str = "event";
+/// Before an effect is sent on its way.
+pub const BEFORE: &str = "before";
+/// After an entry has come to the disk.
+pub const JOURNALED: &str = "journaled";
+
+/// Comes to the point of that name; `what` is named by its variant.
+pub fn pass(side: &str, moment: &str, what: &impl Debug) {
+    #[cfg(all(feature = "fail-points", debug_assertions))]
+    if let Some(directory) = armed::directory() {
+        armed::meet(directory, &armed::name(side, moment, what));
+    }
+    #[cfg(not(all(feature = "fail-points", debug_assertions)))]
+    let _ = (side, moment, what);
+}
+
+#[cfg(all(feature = "fail-points", debug_assertions))]
+mod armed {
+    use std::fmt::Debug;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    /// Between two looks whether it may go on.
+    const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+    pub fn directory() -> Option<&'static Path> {
+        static NAMED: OnceLock<Option<PathBuf>> = OnceLock::new();
+        NAMED
+            .get_or_init(|| std::env::var_os(super::DIRECTORY).map(PathBuf::from))
+            .as_deref()
+    }
+
+    pub fn name(side: &str, moment: &str, what: &impl Debug) -> String {
+        let what = format!("{what:?}");
+        let variant = what.split(|c: char| !c.is_alphanumeric()).next();
+        format!("{side}.{moment}.{}", variant.unwrap_or_default())
+    }
+
+    pub fn meet(directory: &Path, point: &str) {
+        let armed = directory.join(format!("{point}.armed"));
+        let reached = directory.join(format!("{point}.reached"));
+        let Ok(deed) = fs::read_to_string(&armed) else {
+            return;
+        };
+        // What was armed once is met once, also by the agent that is started after this one.
+        if fs::rename(&armed, &reached).is_err() {
+            return;
+        }
+        let itself = match deed.trim() {
+            "wait" => None,
+            "stop" => Some(Signal::STOP),
+            "die" => Some(Signal::KILL),
+            _ => return,
+        };
+        tracing::warn!(point, deed, "a fail point is reached");
+        if let Some(signal) = itself
+            && let Err(error) = kill_process(getpid(), signal)
+        {
+            tracing::error!(%error, point, "the signal was not sent");
+        }
+        // The signal may take effect a little later.
+        while reached.exists() {
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
+    mod tests {
+        use super::*;
+
+        #[derive(Debug)]
+        #[allow(dead_code, reason = "only its name is of interest")]
+        enum Thing {
+            Plain,
+            Full(u32),
+            Wide { field: u32 },
+        }
+
+        #[test]
+        fn a_point_is_named_by_the_variant() {
+            for (thing, named) in [
+                (Thing::Plain, "source.event.Plain"),
+                (Thing::Full(1), "source.event.Full"),
+                (Thing::Wide { field: 1 }, "source.event.Wide"),
+            ] {
+                assert_eq!(name("source", "event", &thing), named);
+            }
+        }
+
+        #[test]
+        fn a_point_is_met_once_and_holds_until_it_is_released() {
+            let directory = tempfile::tempdir().unwrap();
+            let (armed, reached) = (
+                directory.path().join("p.armed"),
+                directory.path().join("p.reached"),
+            );
+            // Nothing is armed.
+            meet(directory.path(), "p");
+            fs::write(&armed, "pass").unwrap();
+            meet(directory.path(), "p");
+            assert!(reached.exists() && !armed.exists());
+            fs::remove_file(&reached).unwrap();
+            fs::write(&armed, "wait").unwrap();
+            let path = directory.path().to_owned();
+            let waits = std::thread::spawn(move || meet(&path, "p"));
+            while !reached.exists() {
+                std::thread::yield_now();
+            }
+            assert!(!waits.is_finished());
+            fs::remove_file(&reached).unwrap();
+            waits.join().unwrap();
+            meet(directory.path(), "p");
+            assert!(!reached.exists());
+        }
+    }
+}
