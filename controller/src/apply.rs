@@ -52,6 +52,11 @@ pub fn gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_not_found() || status.is_conflict())
 }
 
+/// Whether the object's own rules forbid a write: what stands there is final.
+pub fn forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_invalid())
+}
+
 /// Adds a finalizer, or takes it away; on the object of exactly this UID. One that is gone has no finalizer.
 pub async fn finalizer<K>(api: &Api<K>, object: &K, finalizer: &str, present: bool) -> Result<(), kube::Error>
 where

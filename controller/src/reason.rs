@@ -50,7 +50,7 @@ reasons! {
     GuestReason {
         HostChosen, HostNotFound, HostNotReady, NoHostFits, InsufficientMemory, MachineTypeMissing, CpuModelMissing,
         Starting, Running, Paused, ShutOff, Crashed, GuestLost, Stopping, HypervisorUnavailable, DefinitionRefused,
-        FileMissing, NameTaken, DiskFull, AgentUnreachable, StartUnanswered, HostRebooted, ProcessGone,
+        FileMissing, NameTaken, DiskFull, AgentUnreachable, MigrationWaits, StartUnanswered, HostRebooted, ProcessGone,
         RecordMissing, RecordConflict, NotNeeded, HypervisorUnresponsive, StaleEpoch, AnotherMigrationActive,
         NotAllowed, CertificateRejected, ProtocolVersionUnsupported, InternalError, JournalNewer, JournalDamaged,
     }

@@ -44,6 +44,8 @@ pub struct Facts<'a> {
     pub hosts: &'a BTreeMap<String, VirtualMachineHost>,
     /// The name of a migration of this guest that has not ended.
     pub migration: Option<&'a str>,
+    /// Why that migration cannot go on by itself, and what to do, in its own words.
+    pub waits: Option<&'a str>,
     /// Whether a migration has lost the guest at the record's epoch.
     pub lost: bool,
     /// What the holder answered to the order to start under the record's epoch.
@@ -262,6 +264,12 @@ impl<'a> Page<'a> {
         self.status.epoch = Some(record.epoch);
         self.chosen(&record.holder);
         self.clear();
+        if let (Some(migration), Some(words)) = (self.facts.migration, self.facts.waits) {
+            self.needs(
+                Reason::MigrationWaits,
+                &format!("Migration {migration} waits: {words}"),
+            );
+        }
         let moving = self.facts.migration.is_some() || !record::settled(record);
         if self.facts.lost || same_epoch && self.status.state == Some(GuestState::Lost) {
             self.status.state = Some(GuestState::Lost);

@@ -138,9 +138,13 @@ fn judge(
         })
     };
     // One that was not accepted has no say over the guest, but will be judged in a moment.
-    let active = own()
-        .find(|migration| !validate::ended(migration))
-        .map(|migration| migration.name_any());
+    let active = own().find(|migration| !validate::ended(migration));
+    let waits = active
+        .and_then(|migration| migration.status.as_ref())
+        .and_then(|status| find_condition(&status.conditions, "NeedsDecision"))
+        .filter(|told| told.status == ConditionStatus::True)
+        .map(|told| told.message.clone());
+    let active = active.map(|migration| migration.name_any());
     // The image that died was the source's at the migration's epoch, or the destination's at the next one.
     let of_this_image = |migration: &VirtualMachineMigration, epoch: Option<i64>| {
         record.zip(epoch).is_some_and(|(record, epoch)| {
@@ -176,6 +180,7 @@ fn judge(
             record,
             hosts: &hosts,
             migration: active.as_deref(),
+            waits: waits.as_deref(),
             lost,
             answer: answer.as_ref(),
             missing_for,

@@ -98,6 +98,11 @@ pub async fn publish(
                 tracing::info!(migration = migration.name_any(), "the migration's object is gone");
                 break;
             }
+            // Of two controllers that lead for a while one is slower: what the faster one has ended stays so.
+            Err(error) if apply::forbidden(&error) => {
+                tracing::info!(%error, migration = migration.name_any(), "the migration has been ended by another controller");
+                break;
+            }
             Err(error) => {
                 tracing::warn!(%error, migration = migration.name_any(), "the status was not written");
                 if !open {

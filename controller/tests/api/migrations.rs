@@ -71,6 +71,23 @@ async fn a_guest_moves_and_moves_back() {
         })
         .await;
 
+    // A controller that believes that it still leads does not take the end back.
+    let late = json!({
+        "apiVersion": "godwit.dev/v1alpha1", "kind": "VirtualMachineMigration",
+        "metadata": { "name": "there" },
+        "status": { "phase": "Confirm" },
+    });
+    let params = PatchParams::apply("godwit-controller").force();
+    let refused = world
+        .api::<VirtualMachineMigration>()
+        .patch_status("there", &params, &Patch::Apply(&late))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&refused, kube::Error::Api(status) if status.is_invalid()),
+        "{refused}"
+    );
+
     world.migrate("back", "web", &a).await;
     world.until_phase("back", "Succeeded").await;
     let record = world.record(&guest).await.unwrap().spec;

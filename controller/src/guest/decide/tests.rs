@@ -11,6 +11,7 @@ struct World {
     record: Option<GuestRecordSpec>,
     hosts: BTreeMap<String, VirtualMachineHost>,
     migration: Option<&'static str>,
+    waits: Option<&'static str>,
     lost: bool,
     answer: Option<Answer>,
     missing_for: Duration,
@@ -23,6 +24,7 @@ impl World {
             record: None,
             hosts: ["a", "b"].map(|name| (name.to_owned(), host(name))).into(),
             migration: None,
+            waits: None,
             lost: false,
             answer: None,
             missing_for: Duration::ZERO,
@@ -91,6 +93,7 @@ impl World {
             record: self.record.as_ref(),
             hosts: &self.hosts,
             migration: self.migration,
+            waits: self.waits,
             lost: self.lost,
             answer: self.answer.as_ref(),
             missing_for: self.missing_for,
@@ -176,6 +179,32 @@ fn what_the_holder_reports_is_mirrored() {
     assert_eq!(
         condition(&verdict, "NeedsDecision"),
         (ConditionStatus::False, "NotNeeded".into())
+    );
+}
+
+#[test]
+fn a_guest_whose_migration_waits_for_a_decision_says_so() {
+    let mut world = World::reported(GuestState::Paused);
+    world.waits = Some("Bring the agent on b back.");
+    assert_eq!(
+        condition(&world.judge(), "NeedsDecision").0,
+        ConditionStatus::False
+    );
+    world.migration = Some("web-to-b");
+    let verdict = world.judge();
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "MigrationWaits".into())
+    );
+    let told = find_condition(&verdict.status.conditions, "NeedsDecision").unwrap();
+    assert_eq!(
+        told.message,
+        "Migration web-to-b waits: Bring the agent on b back."
+    );
+    world.waits = None;
+    assert_eq!(
+        condition(&world.judge(), "NeedsDecision").0,
+        ConditionStatus::False
     );
 }
 
