@@ -214,6 +214,7 @@ fn default_parallel_connections() -> i32 {
 /// What happened to the migration so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.phase) || !(oldSelf.phase in ['Succeeded', 'Failed', 'Cancelled']) || (has(self.phase) && self.phase == oldSelf.phase)").message("a migration that has ended stays as it has ended"))]
 pub struct VirtualMachineMigrationStatus {
     /// Where the migration stands, for people; scripts wait for the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]

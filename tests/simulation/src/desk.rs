@@ -117,13 +117,14 @@ impl Watched {
 
 impl Medium for Watched {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let line = bytes.get(12..).unwrap_or_default();
-        let line = String::from_utf8_lossy(line);
-        let line = line.split('\n').next().unwrap_or_default().chars().take(60);
-        if self
-            .sim
-            .reach(&self.me, format!("journals {}", line.collect::<String>()))
-        {
+        // After its length and its checksum.
+        let start = bytes.iter().position(|byte| *byte == b'{').unwrap_or(bytes.len());
+        let line = String::from_utf8_lossy(&bytes[start..]);
+        let line: String = line.lines().next().unwrap_or_default().chars().take(64).collect();
+        if line.contains("ContIssued") {
+            self.sim.judge.promised(self.me.place.name());
+        }
+        if self.sim.reach(&self.me, format!("journals {line}")) {
             // Killed in the middle of it, or before: the line is torn, or not there.
             if self.sim.dice.percent(50) {
                 let half = bytes.len().min(512) / 2;

@@ -20,12 +20,16 @@ pub struct Copy {
     pub running: bool,
     /// Which state of the guest it has whole.
     pub image: Option<u64>,
+    /// That it is let run was written down, or may have been.
+    pub promised: bool,
 }
 
 #[derive(Default)]
 struct State {
     copies: BTreeMap<String, Copy>,
     newest: u64,
+    /// A copy that was promised to run has died before it did: nobody can know that any more, and its source is let go.
+    undecidable: bool,
     violations: Vec<String>,
 }
 
@@ -68,6 +72,7 @@ impl Judge {
             alive: true,
             running: false,
             image,
+            promised: false,
         };
         state.copies.insert(name.into(), copy);
     }
@@ -94,6 +99,7 @@ impl Judge {
             ));
         }
         state.newest += 1;
+        state.undecidable = false;
         let newest = state.newest;
         if let Some(copy) = state.copies.get_mut(name) {
             copy.running = true;
@@ -106,6 +112,16 @@ impl Judge {
         if let Some(copy) = self.state().copies.get_mut(name) {
             copy.running = false;
         }
+    }
+
+    /// It is being written down on a host that the guest is let run there.
+    pub fn promised(&self, host: &str) {
+        let mut state = self.state();
+        let there = state
+            .copies
+            .values_mut()
+            .filter(|copy| copy.alive && copy.host == host);
+        there.for_each(|copy| copy.promised = true);
     }
 
     /// The image that a process has.
@@ -131,12 +147,13 @@ impl Judge {
         }
         copy.running = false;
         let image = copy.image;
+        state.undecidable |= !by_us && copy.promised;
         let newest = state.newest;
         let another = state
             .copies
             .values()
             .any(|other| other.alive && other.image == Some(newest));
-        if by_us && image == Some(newest) && !another {
+        if by_us && image == Some(newest) && !another && !state.undecidable {
             state
                 .violations
                 .push(format!("I7: {name} had the only valid image and was destroyed"));

@@ -77,6 +77,18 @@ pub fn admits(old: &Value, new: &Value) -> Result<(), &'static str> {
     }
 }
 
+/// Whether a migration's status may be changed like this, as `godwit_crds::migration` states it.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn stays_ended(old: &Value, new: &Value) -> Result<(), &'static str> {
+    let phase = old["phase"].as_str().unwrap_or_default();
+    if ["Succeeded", "Failed", "Cancelled"].contains(&phase) && new["phase"] != old["phase"] {
+        return Err("a migration that has ended stays as it has ended");
+    }
+    Ok(())
+}
+
 fn decision(record: &Value) -> &str {
     record["decision"].as_str().unwrap_or("None")
 }
@@ -118,6 +130,16 @@ mod tests {
         ] {
             assert_eq!(admits(old, new), Ok(()), "{old} to {new}");
         }
+    }
+
+    #[test]
+    fn an_end_is_one() {
+        let phase = |phase: &str| json!({"phase": phase, "observedGeneration": 2});
+        assert_eq!(stays_ended(&json!(null), &phase("Begin")), Ok(()));
+        assert_eq!(stays_ended(&phase("Confirm"), &phase("Succeeded")), Ok(()));
+        assert_eq!(stays_ended(&phase("Succeeded"), &phase("Succeeded")), Ok(()));
+        assert!(stays_ended(&phase("Succeeded"), &phase("Confirm")).is_err());
+        assert!(stays_ended(&phase("Cancelled"), &json!({})).is_err());
     }
 
     #[test]

@@ -239,6 +239,10 @@ impl Store {
         let mut state = self.state();
         let old = Self::current(&state, key)?;
         precondition(&old, &patch["metadata"])?;
+        if key.plural == Kind::MIGRATION.plural {
+            rules::stays_ended(&old["status"], &patch["status"])
+                .map_err(|rule| refused(422, "Invalid", rule))?;
+        }
         let mut new = old.clone();
         new["status"] = patch["status"].clone();
         Ok(self.settle(&mut state, key, &old, new))
