@@ -366,6 +366,12 @@ impl From<SourceReport> for wire::SourceReport {
                 record: wire::Record::Asked.into(),
                 ..by(Stage::InDoubt, cause)
             },
+            SourceReport::Blocked { sealed, wanted } => Self {
+                sealed,
+                wanted: on_the_wire(Some(wanted)),
+                record: wire::Record::OutOfReach.into(),
+                ..at(Stage::InDoubt)
+            },
             SourceReport::Yielded => Self {
                 record: wire::Record::Committed.into(),
                 ..at(Stage::InDoubt)
@@ -417,6 +423,10 @@ impl TryFrom<wire::SourceReport> for SourceReport {
                     sealed: report.sealed,
                 },
                 Ok(wire::Record::Committed) => Self::Yielded,
+                Ok(wire::Record::OutOfReach) => Self::Blocked {
+                    sealed: report.sealed,
+                    wanted: wanted()?.ok_or(Malformed::unknown("source.wanted"))?,
+                },
                 Err(_) => return Err(Malformed::unknown("source.record")),
             },
             Ok(Stage::GoSent) => Self::GoSent(report.go.ok_or(Malformed::missing("source.go"))?.try_into()?),

@@ -51,9 +51,12 @@ pub fn at_source(report: &SourceReport, run: RunState, stream: Option<&StreamSta
             }),
             StreamState::Completed => events.push(match (report, running) {
                 // Somebody's hand has let it run: Go was not said yet, and must not be.
-                (SourceReport::Switching { .. } | SourceReport::InDoubt { .. }, true) => {
-                    SourceEvent::StreamFailed { running: true }
-                }
+                (
+                    SourceReport::Switching { .. }
+                    | SourceReport::InDoubt { .. }
+                    | SourceReport::Blocked { .. },
+                    true,
+                ) => SourceEvent::StreamFailed { running: true },
                 (_, _) => SourceEvent::StreamCompleted,
             }),
             StreamState::Failed => events.push(SourceEvent::StreamFailed { running }),
@@ -61,6 +64,7 @@ pub fn at_source(report: &SourceReport, run: RunState, stream: Option<&StreamSta
                 SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
+                | SourceReport::Blocked { .. }
                 | SourceReport::Yielded => SourceEvent::StreamFailed { running },
                 SourceReport::Begun
                 | SourceReport::Streaming

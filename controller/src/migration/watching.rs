@@ -214,6 +214,7 @@ impl Drive {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)

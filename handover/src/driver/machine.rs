@@ -189,6 +189,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Died
                 | SourceReport::Deciding { .. }
+                | SourceReport::Blocked { .. }
                 | SourceReport::Yielded,
             ) => Next::order_source(DriverEffect::Confirm),
             SideView::NoSuchMigration
@@ -223,6 +224,7 @@ impl Driver {
                 | SourceReport::GoSent(_)
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Died,
             ) => Next::order_source(DriverEffect::Settle),
             SideView::Reported(
@@ -274,6 +276,7 @@ impl Driver {
                     self.switching(*ready)
                 }
                 SourceReport::Died => self.switching(false),
+                SourceReport::Blocked { sealed, .. } => self.blocked(*sealed),
                 SourceReport::Deciding { .. } | SourceReport::Yielded => self.given_to_the_record(),
                 SourceReport::GoSent(go) => self.go_sent(*go),
                 SourceReport::Aborting(_) => Next::wait(Wait::Source),
@@ -366,6 +369,18 @@ impl Driver {
                 | DestinationReport::Reverted(_)
                 | DestinationReport::Lost(_),
             ) => self.destination_acts(),
+        }
+    }
+
+    /// The source can say nothing any more: the destination asks the record, if it was told that the source stands still.
+    fn blocked(&self, sealed: bool) -> Next {
+        if sealed {
+            self.given_to_the_record()
+        } else {
+            match self.switching(true) {
+                next if next.effects.is_empty() => Next::wait(Wait::Decision),
+                next => next,
+            }
         }
     }
 
@@ -488,6 +503,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Died,
             ) => Phase::Perform,
             SideView::Reported(SourceReport::GoSent(_)) => Phase::Finish,

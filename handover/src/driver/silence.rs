@@ -34,10 +34,12 @@ impl Driver {
         }
         // A dead source that never says Go: the destination's commitment is all that is left.
         let dead = standing.is_some_and(|standing| standing.because == StandingBecause::SourceDead);
-        if loaded && (self.source_silent || dead) {
+        let source_blocked = matches!(self.source, SideView::Reported(SourceReport::Blocked { .. }));
+        if loaded && (self.source_silent || dead || source_blocked) {
             next.effects.push(DriverEffect::ArbitrateDestination);
         }
-        if self.destination_silent && self.go_outstanding() {
+        let destination_blocked = matches!(self.destination, SideView::Reported(DestinationReport::Blocked));
+        if (self.destination_silent || destination_blocked) && self.go_outstanding() {
             next.effects
                 .push(DriverEffect::ArbitrateSource(Cause::PathNotProven));
         }
@@ -56,6 +58,9 @@ impl Driver {
                 },
             ) => (StandingBecause::Sealed, *wanted),
             SideView::Reported(SourceReport::Deciding { dead, .. }) => (StandingBecause::SourceDead, *dead),
+            SideView::Reported(SourceReport::Blocked { sealed: true, wanted }) => {
+                (StandingBecause::Sealed, Some(*wanted))
+            }
             SideView::Unheard
             | SideView::NoSuchMigration
             | SideView::Reported(
@@ -65,6 +70,7 @@ impl Driver {
                 | SourceReport::Switching { .. }
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -90,6 +96,7 @@ impl Driver {
                 | SourceReport::Stopped { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)

@@ -16,6 +16,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -40,6 +41,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
@@ -58,6 +60,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::GoSent(_)
                 | SourceReport::Released
                 | SourceReport::Died,
@@ -89,6 +92,7 @@ impl Driver {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)

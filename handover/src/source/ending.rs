@@ -19,6 +19,7 @@ impl Source {
     /// Without a journal there is no Go and no way to remember an abort. Up to the gate the guest simply goes on
     /// here: no Go can ever be said, because saying it needs the journal too.
     pub(super) fn journal_failed(&mut self) -> Out {
+        self.journal_broken = true;
         match self.stage.group() {
             Group::Before => {
                 self.stage = Stage::Aborted {

@@ -36,6 +36,7 @@ impl Source {
             budget,
             wanted,
             path_proven: false,
+            journal_broken: false,
             reading: None,
             stage: Stage::BeginJournal,
         };
@@ -63,7 +64,18 @@ impl Source {
 
     /// What the driver is told.
     pub fn report(&self) -> SourceReport {
-        report_of(&self.stage, self.wanted)
+        let report = report_of(&self.stage, self.wanted);
+        match (report, &self.stage) {
+            // A dead process needs no journal to have nothing to say.
+            (
+                SourceReport::Switching { sealed, .. } | SourceReport::InDoubt { sealed, .. },
+                Stage::Switching { .. },
+            ) if self.journal_broken => SourceReport::Blocked {
+                sealed,
+                wanted: self.wanted,
+            },
+            (_, _) => report,
+        }
     }
 
     /// Takes an event; gives the new state and what is to be done.

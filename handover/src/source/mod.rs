@@ -36,6 +36,8 @@ pub struct Source {
     pub(crate) budget: std::time::Duration,
     pub(crate) wanted: Wanted,
     pub(crate) path_proven: bool,
+    /// The journal has failed.
+    pub(crate) journal_broken: bool,
     /// The record is being read, and on which order.
     pub(crate) reading: Option<Reading>,
     pub(crate) stage: Stage,
@@ -227,6 +229,14 @@ pub enum SourceReport {
         dead: Option<Wanted>,
         /// Whether a restart by itself is out of the question.
         sealed: bool,
+    },
+    /// The guest stands still after the switchover was ordered, and nothing can be promised any more, because the journal
+    /// takes no entries: neither Go nor that it is never said.
+    Blocked {
+        /// Whether a restart by itself is out of the question.
+        sealed: bool,
+        /// What the guest is to do.
+        wanted: Wanted,
     },
     /// The record was read to say Committed: the guest is the destination's, and stands still here until the record
     /// names the destination as its holder.

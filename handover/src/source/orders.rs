@@ -51,6 +51,9 @@ impl Source {
         else {
             return Step::none();
         };
+        if self.journal_broken {
+            return Step::none();
+        }
         let evidence = match own {
             Own::Completed => GoEvidence::Completed,
             Own::Dead => GoEvidence::SourceDead,
@@ -144,6 +147,9 @@ impl Source {
             | Stage::Aborted { .. }
             | Stage::Lost { .. } => return Step::none(),
         };
+        if self.journal_broken {
+            return Step::none();
+        }
         match own {
             Own::Dead => Step::none(),
             Own::Running | Own::Completed | Own::Failed | Own::Released => {

@@ -102,6 +102,7 @@ impl Source {
             budget: story.budget,
             wanted,
             path_proven: false,
+            journal_broken: false,
             reading,
             stage,
         };

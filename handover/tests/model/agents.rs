@@ -95,6 +95,7 @@ impl World {
             | SourceReport::Switching { .. }
             | SourceReport::InDoubt { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Died => report,

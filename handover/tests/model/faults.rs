@@ -305,6 +305,7 @@ impl Migration {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Released
                 | SourceReport::Aborting(_)
                 | SourceReport::Aborted(_)

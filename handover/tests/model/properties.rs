@@ -1,6 +1,6 @@
 //! What must hold in every world, and where a world may come to rest.
 
-use godwit_handover::{Outcome, Stand, Wait};
+use godwit_handover::{Outcome, SourceReport, Stand, Wait};
 use stateright::{Expectation, Model, Property};
 
 use crate::action::Action;
@@ -149,7 +149,22 @@ impl World {
         let destination_only = !s.alive && d.alive && d.loaded && !self.stale;
         runs || !(both || source_only || destination_only)
             || self.destination_holds()
-            || !self.journals_are_good()
+            || self.kept_by_a_journal()
+    }
+
+    /// A broken journal keeps the guest standing where the other side cannot have the record decide: its own is broken
+    /// too, or Go was said, or the source is not sealed.
+    fn kept_by_a_journal(&self) -> bool {
+        let broken = (
+            self.source_agent.pen != Pen::Good,
+            self.destination_agent.pen != Pen::Good,
+        );
+        match (broken, self.source_report()) {
+            ((false, false), _) => false,
+            ((true, true), _) | (_, Some(SourceReport::GoSent(_))) => true,
+            ((true, false), report) => !matches!(report, Some(SourceReport::Blocked { sealed: true, .. })),
+            ((false, true), _) => false,
+        }
     }
 
     /// No person is needed where the destination runs the guest.

@@ -29,6 +29,8 @@ fn source_report() -> impl Strategy<Value = SourceReport> {
         ),
         (words::cause(), prop::option::of(words::wanted()), any::<bool>())
             .prop_map(|(cause, dead, sealed)| SourceReport::Deciding { cause, dead, sealed }),
+        (any::<bool>(), words::wanted())
+            .prop_map(|(sealed, wanted)| SourceReport::Blocked { sealed, wanted }),
         Just(SourceReport::Yielded),
         words::go().prop_map(SourceReport::GoSent),
         Just(SourceReport::Released),
@@ -108,6 +110,10 @@ impl Told {
     /// Whether the source's last report says that its guest does not run again by itself.
     fn stands(&self, standing: Standing) -> bool {
         let Standing { because, wanted } = standing;
+        let sealed = SourceReport::Blocked { sealed: true, wanted };
+        if because == StandingBecause::Sealed && self.source() == Some(&sealed) {
+            return true;
+        }
         match (because, self.source()) {
             (
                 StandingBecause::Sealed,
@@ -173,6 +179,7 @@ impl Told {
                     | SourceReport::InDoubt { .. }
                     | SourceReport::Deciding { .. }
                     | SourceReport::Yielded
+                    | SourceReport::Blocked { .. }
                     | SourceReport::GoSent(_)
                     | SourceReport::Died
             )
@@ -291,10 +298,14 @@ impl Told {
                     source,
                     Some(SourceReport::Switching { .. } | SourceReport::InDoubt { .. })
                 );
-                open && waits && self.silent(DriverEvent::DestinationSilent)
+                let blocked = destination == Some(&DestinationReport::Blocked);
+                open && waits && (blocked || self.silent(DriverEvent::DestinationSilent))
             }
             DriverEffect::ArbitrateDestination => {
-                let dead = matches!(source, Some(SourceReport::Deciding { dead: Some(_), .. }));
+                let dead = matches!(
+                    source,
+                    Some(SourceReport::Deciding { dead: Some(_), .. } | SourceReport::Blocked { .. })
+                );
                 open && destination == Some(&DestinationReport::Loaded)
                     && (dead || self.silent(DriverEvent::SourceSilent))
             }

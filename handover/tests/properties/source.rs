@@ -60,6 +60,7 @@ fn sealed_in(report: SourceReport) -> bool {
         | SourceReport::Streaming
         | SourceReport::Stopped { .. }
         | SourceReport::Yielded
+        | SourceReport::Blocked { .. }
         | SourceReport::Released
         | SourceReport::Aborting(_)
         | SourceReport::Aborted(_)
@@ -331,6 +332,7 @@ proptest! {
                 | SourceReport::InDoubt { .. }
                 | SourceReport::Deciding { .. }
                 | SourceReport::Yielded
+                | SourceReport::Blocked { .. }
                 | SourceReport::Died
                 | SourceReport::GoSent(_)
                 | SourceReport::Released

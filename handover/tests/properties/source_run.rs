@@ -123,6 +123,7 @@ impl Run {
             SourceReport::InDoubt { .. } | SourceReport::Died => SourceEvent::Ready,
             SourceReport::Deciding { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Aborting(_)

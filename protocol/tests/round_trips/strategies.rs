@@ -118,6 +118,11 @@ fn source_report() -> impl Strategy<Value = SourceReport> {
         }),
         (cause(), maybe_wanted(), any::<bool>())
             .prop_map(|(cause, dead, sealed)| { SourceReport::Deciding { cause, dead, sealed } }),
+        (
+            any::<bool>(),
+            prop::sample::select(vec![Wanted::Run, Wanted::StayStopped])
+        )
+            .prop_map(|(sealed, wanted)| SourceReport::Blocked { sealed, wanted }),
         Just(SourceReport::Yielded),
         go().prop_map(SourceReport::GoSent),
         Just(SourceReport::Released),

@@ -36,6 +36,7 @@ impl Role for Runner {
             | SourceReport::Stopped { .. }
             | SourceReport::Deciding { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Aborting(_)
@@ -102,6 +103,7 @@ impl Role for Runner {
             | SourceReport::InDoubt { .. }
             | SourceReport::Deciding { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::GoSent(_)
             | SourceReport::Aborting(_)
             | SourceReport::Died => false,
@@ -300,6 +302,7 @@ impl Runner {
             | SourceReport::InDoubt { .. }
             | SourceReport::Deciding { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::GoSent(_)
             | SourceReport::Released
             | SourceReport::Aborting(_)

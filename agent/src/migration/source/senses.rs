@@ -145,6 +145,7 @@ impl Runner {
                     | SourceReport::InDoubt { .. }
                     | SourceReport::Deciding { .. }
                     | SourceReport::Yielded
+                    | SourceReport::Blocked { .. }
                     | SourceReport::Aborting(_)
                     | SourceReport::Aborted(_)
                     | SourceReport::Died
@@ -172,6 +173,7 @@ impl Runner {
             | SourceReport::Streaming
             | SourceReport::Deciding { .. }
             | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
             | SourceReport::Aborting(_) => Duration::from_millis(500),
             SourceReport::GoSent(_) => Duration::from_secs(1),
             SourceReport::Released
