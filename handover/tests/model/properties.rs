@@ -153,7 +153,7 @@ impl World {
     }
 
     /// A broken journal keeps the guest standing where the other side cannot have the record decide: its own is broken
-    /// too, or Go was said, or the source is not sealed.
+    /// too, or Go was said, or the destination has committed, or the source is dead or not sealed.
     fn kept_by_a_journal(&self) -> bool {
         let broken = (
             self.source_agent.pen != Pen::Good,
@@ -163,7 +163,9 @@ impl World {
             ((false, false), _) => false,
             ((true, true), _) | (_, Some(SourceReport::GoSent(_))) => true,
             ((true, false), report) => !matches!(report, Some(SourceReport::Blocked { sealed: true, .. })),
-            ((false, true), _) => false,
+            ((false, true), report) => {
+                matches!(report, Some(SourceReport::Yielded | SourceReport::Died)) || !self.source.alive
+            }
         }
     }
 
