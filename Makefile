@@ -33,6 +33,11 @@ simulate: ## Run the real controller and agents in SEEDS=1000 simulated worlds w
 sweep: ## Crash at every write, command and message of every scenario of the simulation, and lose each event and answer once
 	@cargo run --quiet --bin simulate -- sweep $(SCENARIO)
 
+.PHONY: faults
+faults: ## Run every case of bad input and faults on real parts, the long ones too, and print the table of what came of each cell (ONLY=cell for the cells alone)
+	@tests/prepare programs
+	@cargo test --quiet -p godwit-lab --test faults -- --include-ignored $(ONLY)
+
 .PHONY: fuzz
 fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
 	@tests/tools/install system rust

@@ -11,6 +11,7 @@
 mod acts;
 mod api_server;
 mod attempt;
+mod cells;
 mod crashes;
 mod early;
 mod full;
@@ -29,6 +30,27 @@ use api_server::{
     the_api_server_is_out_of_reach_after_cont, the_api_server_is_out_of_reach_and_go_is_lost,
     the_api_server_is_out_of_reach_in_begin, the_api_server_is_out_of_reach_when_go_is_said,
     the_api_server_is_out_of_reach_while_memory_travels,
+};
+use cells::arbitration::{
+    cell_controller_killed_loaded, cell_destination_agent_killed_commit_intended_managed,
+    cell_destination_agent_killed_commit_intended_peer_to_peer,
+    cell_destination_agent_killed_committed_managed, cell_destination_agent_killed_committed_peer_to_peer,
+    cell_destination_agent_killed_cont_issued_managed,
+    cell_destination_agent_killed_cont_issued_peer_to_peer, cell_destination_agent_killed_loaded_managed,
+    cell_destination_agent_killed_loaded_peer_to_peer, cell_destination_cut_off_loaded_managed,
+    cell_destination_cut_off_loaded_peer_to_peer, cell_go_lost_and_both_cut_off,
+    cell_go_lost_and_the_source_cut_off, cell_source_agent_killed_asking_beside_the_destination,
+    cell_source_agent_killed_asking_managed, cell_source_agent_killed_asking_peer_to_peer,
+    cell_source_agent_killed_before_go_managed, cell_source_agent_killed_before_go_peer_to_peer,
+    cell_source_agent_stopped_before_go_managed, cell_source_agent_stopped_before_go_peer_to_peer,
+    cell_unsealed_stream_failed_at_the_gate_managed, cell_unsealed_stream_failed_at_the_gate_peer_to_peer,
+    cell_unsealed_stream_failed_at_the_switchover_managed,
+    cell_unsealed_stream_failed_at_the_switchover_peer_to_peer,
+};
+use cells::killed::{
+    cell_destination_agent_killed_at_each_entry_managed,
+    cell_destination_agent_killed_at_each_entry_peer_to_peer, cell_source_agent_killed_at_each_entry_managed,
+    cell_source_agent_killed_at_each_entry_peer_to_peer,
 };
 use crashes::{
     controller_restarted_at_any_moment, destination_agent_killed_after_cont,
@@ -75,7 +97,7 @@ use strangers::{garbage_on_the_agent_port_disturbs_nobody, strangers_on_the_migr
 use tickets::{r2_a_host_begins_nothing_that_was_not_ordered, r14_a_host_cannot_change_what_a_guest_is};
 
 fn main() -> ExitCode {
-    godwit_lab::cases::main(
+    let code = godwit_lab::cases::main(
         LabOptions::new("faults"),
         cases![
             unknown_names_are_refused,
@@ -138,7 +160,15 @@ fn main() -> ExitCode {
             peer_to_peer_anybody_killed_after_cont,
             peer_to_peer_a_destination_that_stays_away_keeps_no_guest,
             the_api_server_is_out_of_reach_when_go_is_said,
-            the_api_server_is_out_of_reach_after_cont;
+            the_api_server_is_out_of_reach_after_cont,
+            cell_source_agent_killed_before_go_peer_to_peer,
+            cell_destination_agent_killed_loaded_managed,
+            cell_controller_killed_loaded,
+            cell_destination_agent_killed_committed_peer_to_peer,
+            cell_unsealed_stream_failed_at_the_switchover_managed,
+            cell_source_agent_killed_at_each_entry_managed,
+            cell_destination_agent_killed_at_each_entry_managed,
+            cell_destination_agent_killed_at_each_entry_peer_to_peer;
             long:
             a_host_is_out_of_reach_while_memory_travels,
             memory_that_does_not_arrive_any_more_is_given_up,
@@ -149,6 +179,28 @@ fn main() -> ExitCode {
             the_api_server_is_out_of_reach_in_begin,
             the_api_server_is_out_of_reach_while_memory_travels,
             the_api_server_is_out_of_reach_and_go_is_lost,
+            cell_source_agent_killed_before_go_managed,
+            cell_source_agent_killed_asking_beside_the_destination,
+            cell_source_agent_stopped_before_go_managed,
+            cell_source_agent_stopped_before_go_peer_to_peer,
+            cell_destination_agent_killed_loaded_peer_to_peer,
+            cell_destination_agent_killed_commit_intended_managed,
+            cell_destination_agent_killed_committed_managed,
+            cell_destination_agent_killed_cont_issued_managed,
+            cell_destination_agent_killed_commit_intended_peer_to_peer,
+            cell_destination_agent_killed_cont_issued_peer_to_peer,
+            cell_source_agent_killed_asking_managed,
+            cell_source_agent_killed_asking_peer_to_peer,
+            cell_go_lost_and_the_source_cut_off,
+            cell_destination_cut_off_loaded_managed,
+            cell_destination_cut_off_loaded_peer_to_peer,
+            cell_go_lost_and_both_cut_off,
+            cell_unsealed_stream_failed_at_the_switchover_peer_to_peer,
+            cell_unsealed_stream_failed_at_the_gate_managed,
+            cell_unsealed_stream_failed_at_the_gate_peer_to_peer,
+            cell_source_agent_killed_at_each_entry_peer_to_peer,
         ],
-    )
+    );
+    cells::table::show();
+    code
 }

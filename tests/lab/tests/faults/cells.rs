@@ -1,0 +1,8 @@
+//! Cells of the table of faults and phases that are met exactly: the agents' own fail points hold the moment, however
+//! fast or slow the machine is. What came of each is shown as a table at the end.
+
+pub mod arbitration;
+pub mod killed;
+mod point;
+mod scene;
+pub mod table;
