@@ -3,6 +3,7 @@
 
 pub mod arbitration;
 pub mod killed;
+pub mod late;
 mod point;
 mod scene;
 pub mod table;

@@ -133,7 +133,7 @@ impl Scene {
 }
 
 /// Everybody is there and nothing is armed, whatever an earlier case has left.
-async fn fresh(lab: &mut Lab) -> anyhow::Result<()> {
+pub async fn fresh(lab: &mut Lab) -> anyhow::Result<()> {
     clear(lab)?;
     for number in 1..=lab.hosts.len() {
         match agent(lab, number) {
