@@ -201,6 +201,31 @@ async fn an_agent_of_another_protocol_version_is_refused() {
     world.end().await;
 }
 
+/// An agent one version behind moves guests as it always did: it is given no order that it does not know, and no
+/// migration that it cannot keep the terms of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn an_older_agent_is_asked_for_nothing_new() {
+    let world = World::new().await;
+    let guest = world.running_guest("web").await;
+    let before = godwit_protocol::version::ARBITRATION - 1;
+    world.agents["b"].agent.script.lock().unwrap().only_version = Some(before);
+    let b = world.hosts["b"].clone();
+    world
+        .migrate_with("ManagedDirect", "Strict", "strict", "web", &b)
+        .await;
+    let failure = world.until_phase("strict", "Failed").await.failure.unwrap();
+    assert_eq!(failure.reason, "ProtocolVersionUnsupported", "{failure:?}");
+    assert!(failure.message.contains("strict handoff"), "{}", failure.message);
+    assert_eq!(world.orders("b"), Vec::<String>::new());
+    assert_eq!(world.record(&guest).await.unwrap().spec.holder, world.hosts["a"]);
+
+    world.migrate("default", "web", &b).await;
+    world.until_phase("default", "Succeeded").await;
+    assert_eq!(world.orders("b"), ["Prepare", "Finish"]);
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a Kubernetes API server"]
 async fn a_migration_is_cancelled_by_word_and_by_deletion() {

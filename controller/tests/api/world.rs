@@ -226,6 +226,11 @@ impl World {
 
     /// A migration of this control flow.
     pub async fn migrate_by(&self, flow: &str, name: &str, guest: &str, to: &str) {
+        self.migrate_with(flow, "Default", name, guest, to).await;
+    }
+
+    /// A migration of this control flow and handoff.
+    pub async fn migrate_with(&self, flow: &str, handoff: &str, name: &str, guest: &str, to: &str) {
         let object = serde_json::from_value(json!({
             "apiVersion": "godwit.dev/v1alpha1", "kind": "VirtualMachineMigration",
             "metadata": { "name": name },
@@ -233,6 +238,7 @@ impl World {
                 "virtualMachine": guest,
                 "destination": { "host": to },
                 "controlFlow": flow,
+                "handoff": handoff,
                 "security": { "require": "None" },
             },
         }))
