@@ -115,6 +115,15 @@ mod armed {
             }
         }
 
+        /// The points hang on debug assertions, which no profile of ours turns on where cargo leaves them off.
+        #[test]
+        fn a_release_has_none() {
+            let manifest = include_str!("../../Cargo.toml");
+            assert!(manifest.contains("[profile.release]"));
+            assert!(!manifest.contains("debug-assertions"));
+            assert!(!manifest.contains("inherits = \"dev\""));
+        }
+
         #[test]
         fn a_point_is_met_once_and_holds_until_it_is_released() {
             let directory = tempfile::tempdir().unwrap();
