@@ -223,18 +223,17 @@ impl wire::agent_server::Agent for Service {
         &self,
         request: Request<wire::HelloRequest>,
     ) -> Result<Response<wire::HelloReply>, Status> {
-        let settled = Peer::of(&request)?.settle(request.get_ref())?;
         let only = self.0.script.lock().unwrap().only_version;
-        let version = match only {
-            Some(only) => version::settle(
-                Versions {
-                    oldest: only,
-                    newest: only,
-                },
-                version::OURS,
-            )?,
-            None => settled,
-        };
+        let mut hello = request.get_ref().clone();
+        if let Some(only) = only {
+            let ours = Versions {
+                oldest: only,
+                newest: only,
+            };
+            // Settled by the one here, whose connection keeps to it.
+            hello.newest_version = version::settle(ours, version::OURS)?;
+        }
+        let version = Peer::of(&request)?.settle(&hello)?;
         Ok(Response::new(server::hello_reply(
             version,
             "scripted",
