@@ -57,6 +57,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "godwit-tls",
         ],
     ),
+    // The real agents and controller in one process: the one place where both meet outside the protocol.
+    (
+        "godwit-simulation",
+        &[
+            "godwit-agent",
+            "godwit-controller",
+            "godwit-crds",
+            "godwit-handover",
+            "godwit-protocol",
+        ],
+    ),
     // The lab meets agent, controller and CLI as programs, as a user does.
     // The bench drives a relay as an agent does, and tests of identities call agents as a stranger would.
     (
