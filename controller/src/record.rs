@@ -6,7 +6,7 @@
 use godwit_crds::record_change::{self, Attempt};
 use godwit_crds::{Decision, GuestRecord, GuestRecordSpec};
 use godwit_handover as handover;
-use godwit_handover::{RecordView, Terms};
+use godwit_handover::{RecordView, Terms, Word};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, Resource, ResourceExt};
 
@@ -76,6 +76,12 @@ pub fn view(record: &GuestRecordSpec) -> RecordView {
             Decision::Reverted => handover::Decision::Reverted,
         },
         started: record.started,
+        word: record.resolution.as_ref().map(|word| Word {
+            migration: word.migration.clone(),
+            fenced: word.fenced.clone(),
+            lost: word.lost,
+            cold_start: word.cold_start.and_then(|epoch| u64::try_from(epoch).ok()),
+        }),
     }
 }
 

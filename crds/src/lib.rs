@@ -16,12 +16,16 @@ pub mod host;
 pub mod migration;
 pub mod quantity;
 pub mod record_change;
+pub mod resolution;
 pub mod virtual_machine;
 
 pub use condition::{Condition, ConditionStatus};
-pub use guest_record::{ArmedMigration, Decision, GuestRecord, GuestRecordSpec};
+pub use guest_record::{ArmedMigration, Decision, GuestRecord, GuestRecordSpec, Resolution};
 pub use host::{VirtualMachineHost, VirtualMachineHostSpec, VirtualMachineHostStatus};
 pub use migration::{VirtualMachineMigration, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus};
+pub use resolution::{
+    ResolutionAction, VirtualMachineResolution, VirtualMachineResolutionSpec, VirtualMachineResolutionStatus,
+};
 pub use virtual_machine::{VirtualMachine, VirtualMachineSpec, VirtualMachineStatus};
 
 /// The API group of every godwit resource.

@@ -8,6 +8,11 @@ use std::fmt;
 
 use crate::guest_record::{ArmedMigration, Decision, GuestRecordSpec, GuestReference};
 
+#[path = "record_change/word.rs"]
+mod word;
+
+pub use word::{Word, cold_start, take_in};
+
 /// One attempt to move a guest, as far as its record is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
@@ -37,6 +42,12 @@ pub enum Refused {
     },
     /// The migration was decided otherwise.
     DecidedOtherwise(Decision),
+    /// An administrator's word is about another state of the guest than this one.
+    Overtaken,
+    /// The host that counts is not among those that the administrator has fenced.
+    NotFenced(String),
+    /// The destination may have run its image: the source's must not go on.
+    NotResumable,
 }
 
 impl fmt::Display for Refused {
@@ -53,6 +64,12 @@ impl fmt::Display for Refused {
             Self::DecidedOtherwise(decision) => write!(
                 f,
                 "the guest's record says that this migration was decided otherwise: {decision:?}"
+            ),
+            Self::Overtaken => f.write_str("the guest has gone on since: look again"),
+            Self::NotFenced(host) => write!(f, "{host} is not among the fenced hosts, and the guest may be there"),
+            Self::NotResumable => f.write_str(
+                "the destination may have run the guest: only a migration with `handoff: Strict` that is committed and \
+                 not started proves that it has not",
             ),
         }
     }
@@ -80,6 +97,7 @@ pub fn first(guest: GuestReference, host: &str) -> GuestRecordSpec {
         migration: None,
         decision: Decision::None,
         started: false,
+        resolution: None,
         writer: String::new(),
         evidence: format!("{host} was chosen before the guest's first start"),
     }
@@ -141,7 +159,13 @@ pub fn advance(record: &GuestRecordSpec, attempt: &Attempt) -> Change {
                 holder: attempt.destination.clone(),
                 epoch: record.epoch.saturating_add(1),
                 decision: Decision::Committed,
-                evidence: format!("{} reported that it holds the guest", attempt.destination),
+                evidence: match word::given_up(record, attempt) {
+                    Some(by) => format!(
+                        "{by} has fenced {} and gives what ran there up for lost",
+                        attempt.destination
+                    ),
+                    None => format!("{} reported that it holds the guest", attempt.destination),
+                },
                 ..record.clone()
             }))
         }
@@ -159,19 +183,33 @@ pub fn decide(record: &GuestRecordSpec, attempt: &Attempt, decision: Decision) -
     if !held_by_source(record, attempt) {
         return otherwise;
     }
+    // Who is fenced can neither keep its guest nor report anything.
+    let fenced = |host: &str| word::fenced(record, attempt, host);
     let evidence = match (record.decision, decision) {
         (Decision::Aborted | Decision::Reverted, Decision::Aborted | Decision::Reverted)
         | (Decision::Committed, Decision::Committed) => return Change::Already,
-        (Decision::None, Decision::Aborted) => format!("{} keeps the guest", attempt.source),
+        (Decision::None, Decision::Aborted) => match fenced(&attempt.source) {
+            Some(by) => format!(
+                "{by} has fenced {}, and nobody else has the guest whole",
+                attempt.source
+            ),
+            None => format!("{} keeps the guest", attempt.source),
+        },
         // A commitment may be taken back by the destination that made it, and only until it was advanced.
         (Decision::None | Decision::Committed, Decision::Reverted) => format!(
             "{} reported that its copy is gone and never ran",
             attempt.destination
         ),
-        (Decision::None, Decision::Committed) => format!(
-            "{} holds the guest whole, and was told that it does not run again at {} by itself",
-            attempt.destination, attempt.source
-        ),
+        (Decision::None, Decision::Committed) => match fenced(&attempt.source) {
+            Some(by) => format!(
+                "{} holds the guest whole, and {by} has fenced {}",
+                attempt.destination, attempt.source
+            ),
+            None => format!(
+                "{} holds the guest whole, and was told that it does not run again at {} by itself",
+                attempt.destination, attempt.source
+            ),
+        },
         (_, Decision::None)
         | (Decision::Aborted | Decision::Reverted, Decision::Committed)
         | (Decision::Committed, Decision::Aborted) => return otherwise,

@@ -22,5 +22,5 @@ pub use gates::Gates;
 pub use source::{Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport};
 pub use terms::{
     Cause, Channel, Decision, Epoch, Go, GoEvidence, Phase, RecordView, Refusal, Standing, StandingBecause,
-    Step, StreamFact, Terms, Token, Wanted,
+    Step, StreamFact, Terms, Token, Wanted, Word,
 };

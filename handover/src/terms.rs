@@ -124,6 +124,8 @@ pub enum StandingBecause {
     Sealed,
     /// Its process is dead, by its pidfd.
     SourceDead,
+    /// Its host is fenced, as the record says (rule 5).
+    SourceFenced,
 }
 
 /// The source's word that the destination may run the guest.
@@ -151,6 +153,23 @@ pub struct RecordView {
     /// Strict only: the destination has said that it lets the guest run.
     #[serde(default)]
     pub started: bool,
+    /// What an administrator has said about the guest, if anything.
+    #[serde(default)]
+    pub word: Option<Word>,
+}
+
+/// An administrator's word about a migration whose hosts are gone for good (rule 5). It is evidence like a pidfd: a fenced
+/// host runs nothing and never will.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Word {
+    /// The migration that it is about; `None`: the guest at rest.
+    pub migration: Option<String>,
+    /// The hosts that are fenced.
+    pub fenced: Vec<String>,
+    /// Whether what a fenced destination may have run is given up for lost.
+    pub lost: bool,
+    /// The epoch at which the guest was started afresh by it.
+    pub cold_start: Option<Epoch>,
 }
 
 /// What a record says about its migration.
@@ -189,6 +208,35 @@ impl RecordView {
             && matches!(self.decision, Decision::Aborted | Decision::Reverted)
             && self.holder == terms.source
             && self.epoch == terms.epoch
+    }
+
+    fn fenced(&self, terms: &Terms, host: &str) -> bool {
+        self.word.as_ref().is_some_and(|word| {
+            word.migration.as_ref() == Some(&terms.migration)
+                && word.fenced.iter().any(|fenced| fenced == host)
+        })
+    }
+
+    /// Whether this migration's source is gone for good.
+    pub fn source_fenced(&self, terms: &Terms) -> bool {
+        self.fenced(terms, &terms.source)
+    }
+
+    /// Whether this migration's destination is gone for good.
+    pub fn destination_fenced(&self, terms: &Terms) -> bool {
+        self.fenced(terms, &terms.destination)
+    }
+
+    /// Whether whatever this migration's destination may have run is given up for lost.
+    pub fn given_up(&self, terms: &Terms) -> bool {
+        self.destination_fenced(terms) && self.word.as_ref().is_some_and(|word| word.lost)
+    }
+
+    /// Whether the guest was started afresh since this migration, which has left no image of any use then.
+    pub fn left_behind(&self, terms: &Terms) -> bool {
+        let afresh = self.word.as_ref().and_then(|word| word.cold_start);
+        afresh.is_some_and(|afresh| afresh > terms.epoch && self.epoch >= afresh)
+            && self.migration.as_deref() != Some(terms.migration.as_str())
     }
 }
 

@@ -217,6 +217,7 @@ impl From<Standing> for wire::SourceStands {
         let because = match standing.because {
             StandingBecause::Sealed => wire::StandingBecause::Sealed,
             StandingBecause::SourceDead => wire::StandingBecause::SourceDead,
+            StandingBecause::SourceFenced => wire::StandingBecause::SourceFenced,
         };
         Self {
             because: because.into(),
@@ -232,6 +233,7 @@ impl TryFrom<wire::SourceStands> for Standing {
         let because = match wire::StandingBecause::try_from(standing.because) {
             Ok(wire::StandingBecause::Sealed) => StandingBecause::Sealed,
             Ok(wire::StandingBecause::SourceDead) => StandingBecause::SourceDead,
+            Ok(wire::StandingBecause::SourceFenced) => StandingBecause::SourceFenced,
             Ok(wire::StandingBecause::Unspecified) | Err(_) => {
                 return Err(Malformed::unknown("source_stands.because"));
             }

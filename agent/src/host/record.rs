@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use godwit_crds::guest_record::Decision as Written;
 use godwit_crds::record_change::{self, Attempt, Change};
 use godwit_crds::{GuestRecord, GuestRecordSpec};
-use godwit_handover::{Decision, RecordView, Terms};
+use godwit_handover::{Decision, RecordView, Terms, Word};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tracing::warn;
@@ -239,6 +239,12 @@ fn view(record: &GuestRecordSpec) -> Result<RecordView, ApiError> {
             Written::Reverted => Decision::Reverted,
         },
         started: record.started,
+        word: record.resolution.as_ref().map(|word| Word {
+            migration: word.migration.clone(),
+            fenced: word.fenced.clone(),
+            lost: word.lost,
+            cold_start: word.cold_start.and_then(|epoch| u64::try_from(epoch).ok()),
+        }),
     })
 }
 
@@ -275,6 +281,7 @@ mod tests {
             }),
             decision: Written::Committed,
             started: false,
+            resolution: None,
             writer: "w".into(),
             evidence: String::new(),
         };
@@ -287,6 +294,7 @@ mod tests {
                 migration: Some("m".into()),
                 decision: Decision::Committed,
                 started: false,
+                word: None,
             }
         );
         record.epoch = -1;

@@ -79,6 +79,7 @@ mod tests {
                 migration: Some("m-1".into()),
                 decision: Decision::None,
                 started: false,
+                word: None,
             },
             definition: String::new(),
         }

@@ -106,6 +106,7 @@ impl Records for Armed {
                 migration: Some(MIGRATION.into()),
                 decision: Decision::None,
                 started: false,
+                word: None,
             },
             definition: definition::digest(DEFINITION.as_bytes()).unwrap(),
         })

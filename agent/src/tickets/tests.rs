@@ -58,6 +58,7 @@ fn armed() -> RecordView {
         migration: Some(terms.migration),
         decision: Decision::None,
         started: false,
+        word: None,
     }
 }
 

@@ -28,6 +28,7 @@ impl Record {
             migration: None,
             decision: Decision::None,
             started: false,
+            word: None,
         };
         Self(Arc::new(Mutex::new(record)), Arc::default())
     }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
+use godwit_crds::{
+    GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineResolution,
+};
 use kube::CustomResourceExt;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         VirtualMachine::crd(),
         VirtualMachineHost::crd(),
         VirtualMachineMigration::crd(),
+        VirtualMachineResolution::crd(),
         GuestRecord::crd(),
     ] {
         let name = crd.metadata.name.clone().ok_or("a CRD without a name")?;

@@ -3,7 +3,7 @@
 //! to say that it never will run.
 
 use super::{Destination, DestinationEffect, DestinationEntry, Stage};
-use crate::terms::{Cause, Go, GoEvidence, RecordView, Refusal, Standing, StandingBecause, Step};
+use crate::terms::{Cause, Go, GoEvidence, RecordView, Refusal, Standing, StandingBecause, Step, Wanted};
 
 type Out = Step<DestinationEffect>;
 
@@ -86,11 +86,31 @@ impl Destination {
         Step::one(DestinationEffect::Journal(DestinationEntry::CommitIntent(go)))
     }
 
+    /// Whether the record says that this image never will run.
+    fn over_by(&self, record: &RecordView) -> bool {
+        record.reverted_for(&self.terms)
+            || record.left_behind(&self.terms)
+            || record.advanced_for(&self.terms) && record.given_up(&self.terms)
+    }
+
     pub(super) fn record_read(&mut self, record: Option<&RecordView>) -> Out {
-        let reverted = record.is_some_and(|record| record.reverted_for(&self.terms));
+        let over = record.is_some_and(|record| self.over_by(record));
+        let source_fenced = record.is_some_and(|record| record.source_fenced(&self.terms));
         match self.stage {
-            Stage::Asking | Stage::Committing { .. } | Stage::Marking { .. } if reverted => {
+            Stage::Asking | Stage::Committing { .. } | Stage::Marking { .. } if over => {
                 self.revert(Cause::Reverted, true)
+            }
+            // Rule 5: a fenced host runs nothing any more; what the guest was to do there, nobody can say otherwise.
+            Stage::Asking if source_fenced => {
+                let standing = Standing {
+                    because: StandingBecause::SourceFenced,
+                    wanted: self.told.map_or(Wanted::Run, |told| told.wanted),
+                };
+                self.told = Some(standing);
+                self.stage = Stage::Loaded {
+                    journal_broken: false,
+                };
+                self.arbitrate(false)
             }
             Stage::Asking => {
                 self.stage = Stage::Loaded {

@@ -12,14 +12,14 @@ pub(super) struct Next {
 }
 
 impl Next {
-    fn order_source(effect: DriverEffect) -> Self {
+    pub(super) fn order_source(effect: DriverEffect) -> Self {
         Self {
             effects: vec![effect],
             stand: Stand::Waiting { wait: Wait::Source },
         }
     }
 
-    fn order_destination(effect: DriverEffect) -> Self {
+    pub(super) fn order_destination(effect: DriverEffect) -> Self {
         Self {
             effects: vec![effect],
             stand: Stand::Waiting {
@@ -42,7 +42,7 @@ impl Next {
         }
     }
 
-    fn end(outcome: Outcome) -> Self {
+    pub(super) fn end(outcome: Outcome) -> Self {
         Self {
             effects: vec![],
             stand: Stand::Ended(outcome),
@@ -134,8 +134,19 @@ impl Driver {
         if record.reverted_for(&self.terms) {
             return self.after_decision();
         }
+        let spoken_of = self.source_fenced() || self.destination_fenced();
         if record.migration.as_deref() != Some(self.terms.migration.as_str()) {
-            return self.unarmed(record);
+            return if spoken_of && record.left_behind(&self.terms) {
+                self.after_the_word()
+            } else {
+                self.unarmed(record)
+            };
+        }
+        if self.source_fenced() {
+            return self.without_the_source(record);
+        }
+        if self.destination_fenced() {
+            return self.without_the_destination();
         }
         self.in_the_silence(self.undecided())
     }
@@ -161,6 +172,7 @@ impl Driver {
     /// The destination holds the guest by the record: the source lets go.
     fn after_handover(&self) -> Next {
         let outcome = match &self.destination {
+            _ if self.given_up() => Outcome::GuestLost(Cause::DestinationDied),
             SideView::Reported(DestinationReport::Holding { running }) => {
                 Outcome::Succeeded { running: *running }
             }
@@ -180,6 +192,7 @@ impl Driver {
             ) => return Next::wait(Wait::Destination),
         };
         match &self.source {
+            _ if self.source_fenced() => Next::end(outcome),
             SideView::Reported(SourceReport::Released) => Next::end(outcome),
             SideView::Unheard => Next::wait(Wait::Source),
             // Without a Go where the destination has committed by itself.
@@ -207,10 +220,14 @@ impl Driver {
     /// The record says that the destination never will run the guest.
     fn after_decision(&self) -> Next {
         match &self.source {
-            SideView::Unheard => Next::wait(Wait::Source),
             SideView::Reported(SourceReport::Aborted(cause)) => {
                 self.end_after_destination(Outcome::Aborted(self.name_cause(*cause)), *cause)
             }
+            // Gone with its image, or with the guest that it had let run again.
+            _ if self.source_fenced() => {
+                self.end_after_destination(Outcome::GuestLost(Cause::SourceDied), Cause::SourceDied)
+            }
+            SideView::Unheard => Next::wait(Wait::Source),
             SideView::NoSuchMigration => {
                 let cause = self.abort_cause().unwrap_or(Cause::DestinationFailed);
                 self.end_after_destination(Outcome::Aborted(cause), cause)
@@ -236,7 +253,7 @@ impl Driver {
     }
 
     /// Ends once nothing is left at the destination.
-    fn end_after_destination(&self, outcome: Outcome, cause: Cause) -> Next {
+    pub(super) fn end_after_destination(&self, outcome: Outcome, cause: Cause) -> Next {
         match self.clear_destination(cause) {
             Ok(()) => Next::end(outcome),
             Err(next) => next,
@@ -246,6 +263,7 @@ impl Driver {
     /// Whether nothing is left at the destination; otherwise what has to come before.
     fn clear_destination(&self, cause: Cause) -> Result<(), Next> {
         match &self.destination {
+            _ if self.destination_fenced() => Ok(()),
             SideView::NoSuchMigration | SideView::Reported(DestinationReport::Reverted(_)) => Ok(()),
             // It reads by itself what the record says.
             SideView::Unheard

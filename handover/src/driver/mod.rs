@@ -5,6 +5,7 @@
 //! It decides nothing about who may run the guest: only the source says Go and only the destination reverts. Where one
 //! of them is not heard it has the other ask the record.
 
+mod fenced;
 mod given;
 mod machine;
 mod path;

@@ -219,7 +219,8 @@ impl Source {
             return self.journal_abort(asked.unwrap_or(Cause::Reverted), Undo::Switchover);
         }
         let advanced = record.is_some_and(|record| record.advanced_for(&self.terms));
-        if advanced && reading == Reading::Confirm {
+        let left_behind = record.is_some_and(|record| record.left_behind(&self.terms));
+        if advanced && reading == Reading::Confirm || left_behind {
             self.stage = Stage::ReleaseJournal { go };
             return Step::one(SourceEffect::Journal(SourceEntry::Released));
         }

@@ -10,6 +10,7 @@ pub struct GuestRecordSpec {
     pub migration: Option<ArmedMigration>,
     pub decision: Decision,
     pub started: bool,
+    pub resolution: Option<Resolution>,
     pub writer: String,
     pub evidence: String,
 }
@@ -28,6 +29,16 @@ pub struct ArmedMigration {
     pub source: String,
     pub destination: String,
     pub strict: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Resolution {
+    pub uid: String,
+    pub by: String,
+    pub fenced: Vec<String>,
+    pub migration: Option<String>,
+    pub lost: bool,
+    pub cold_start: Option<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

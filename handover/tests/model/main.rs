@@ -23,9 +23,23 @@ mod processes;
 mod properties;
 mod record;
 // The very rules by which production changes a record. They need no Kubernetes, and their crate would bring it.
-#[allow(dead_code, reason = "a migration's parties do not use all of it")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "a migration's parties do not use all of it"
+)]
 #[path = "../../../crds/src/record_change.rs"]
 mod record_change;
+mod resolution {
+    //! What an administrator may say.
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum ResolutionAction {
+        Wait,
+        ColdStart,
+        ResumeSource,
+    }
+}
 mod shared;
 mod work;
 mod world;

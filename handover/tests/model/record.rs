@@ -1,7 +1,7 @@
 //! The guest's record: an object at an API server, changed as production changes it ([`crate::record_change`]), and an
 //! eye on every change.
 
-use godwit_handover::{Decision, RecordView, Terms};
+use godwit_handover::{Decision, RecordView, Terms, Word};
 
 use crate::guest_record::{Decision as Written, GuestRecordSpec, GuestReference};
 use crate::record_change::{self, Attempt, Change};
@@ -88,6 +88,12 @@ impl Record {
                 Written::Reverted => Decision::Reverted,
             },
             started: self.0.started,
+            word: self.0.resolution.as_ref().map(|word| Word {
+                migration: word.migration.clone(),
+                fenced: word.fenced.clone(),
+                lost: word.lost,
+                cold_start: word.cold_start.and_then(|epoch| u64::try_from(epoch).ok()),
+            }),
         }
     }
 

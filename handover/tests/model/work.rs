@@ -167,6 +167,7 @@ impl Migration {
                 migration: Some(terms.migration),
                 decision: Decision::Reverted,
                 started: false,
+                word: None,
             };
         }
         if self.is(Mutant::DestroyWhileNamed) {
@@ -176,6 +177,7 @@ impl Migration {
                 migration: Some(terms.migration),
                 decision: Decision::Committed,
                 started: false,
+                word: None,
             };
         }
         w.record.view()

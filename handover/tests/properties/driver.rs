@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::words;
 
-fn source_report() -> impl Strategy<Value = SourceReport> {
+pub fn source_report() -> impl Strategy<Value = SourceReport> {
     prop_oneof![
         Just(SourceReport::Begun),
         Just(SourceReport::Streaming),
@@ -41,7 +41,7 @@ fn source_report() -> impl Strategy<Value = SourceReport> {
     ]
 }
 
-fn destination_report() -> impl Strategy<Value = DestinationReport> {
+pub fn destination_report() -> impl Strategy<Value = DestinationReport> {
     let channel = prop::sample::select(vec![words::channel(), words::other_channel()]);
     prop_oneof![
         Just(DestinationReport::Preparing),

@@ -14,6 +14,7 @@
 mod destination;
 mod destination_run;
 mod driver;
+mod fenced;
 mod source;
 mod source_recovery;
 mod source_run;

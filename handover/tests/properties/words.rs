@@ -2,7 +2,7 @@
 
 use godwit_handover::{
     Cause, Channel, Decision, Gates, Go, GoEvidence, RecordView, Standing, StandingBecause, StreamFact,
-    Terms, Token, Wanted,
+    Terms, Token, Wanted, Word,
 };
 use proptest::prelude::*;
 
@@ -91,6 +91,7 @@ pub fn armed() -> RecordView {
         migration: Some(terms().migration),
         decision: Decision::None,
         started: false,
+        word: None,
     }
 }
 
@@ -101,6 +102,37 @@ pub fn advanced() -> RecordView {
         migration: Some(terms().migration),
         decision: Decision::Committed,
         started: false,
+        word: None,
+    }
+}
+
+/// The guest was started afresh elsewhere: an administrator has fenced the destination.
+pub fn afresh() -> RecordView {
+    RecordView {
+        holder: "t".into(),
+        epoch: terms().epoch + 2,
+        migration: None,
+        decision: Decision::None,
+        started: false,
+        word: Some(Word {
+            migration: Some(terms().migration),
+            fenced: vec![terms().destination],
+            lost: true,
+            cold_start: Some(terms().epoch + 2),
+        }),
+    }
+}
+
+/// An administrator has fenced these hosts, and nothing else has changed.
+pub fn fenced(record: RecordView, hosts: &[String], lost: bool) -> RecordView {
+    RecordView {
+        word: Some(Word {
+            migration: Some(terms().migration),
+            fenced: hosts.to_vec(),
+            lost,
+            cold_start: None,
+        }),
+        ..record
     }
 }
 
@@ -140,6 +172,7 @@ pub fn record() -> impl Strategy<Value = RecordView> {
         migration: migration.map(Into::into),
         decision,
         started: false,
+        word: None,
     })
 }
 

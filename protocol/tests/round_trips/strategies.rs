@@ -172,7 +172,11 @@ pub fn order() -> impl Strategy<Value = Order> {
         cause().prop_map(Order::AbortDestination),
         Just(Order::Settle),
         (
-            prop::sample::select(vec![StandingBecause::Sealed, StandingBecause::SourceDead]),
+            prop::sample::select(vec![
+                StandingBecause::Sealed,
+                StandingBecause::SourceDead,
+                StandingBecause::SourceFenced
+            ]),
             prop::sample::select(vec![Wanted::Run, Wanted::StayStopped]),
         )
             .prop_map(|(because, wanted)| Order::SourceStands(Standing { because, wanted })),

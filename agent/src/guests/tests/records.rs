@@ -24,6 +24,7 @@ fn written(holder: &str, epoch: u64, migration: Option<&str>, decision: Decision
         migration: migration.map(Into::into),
         decision,
         started: false,
+        word: None,
     }
 }
 

@@ -1,0 +1,316 @@
+//! What an administrator's word changes in a guest's record.
+
+use super::{Attempt, Change, Refused, settled};
+use crate::guest_record::{Decision, GuestRecordSpec, Resolution};
+use crate::resolution::ResolutionAction;
+
+/// What an administrator says about a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// The VirtualMachineResolution's UID.
+    pub uid: String,
+    /// Who says so.
+    pub by: String,
+    /// The epoch that he looked at.
+    pub epoch: i64,
+    /// The migration that waited then.
+    pub migration: Option<String>,
+    /// The hosts that he has fenced.
+    pub fenced: Vec<String>,
+    /// What is to become of the guest.
+    pub action: ResolutionAction,
+}
+
+impl Word {
+    fn recorded(&self, migration: Option<String>, lost: bool, cold_start: Option<i64>) -> Resolution {
+        Resolution {
+            uid: self.uid.clone(),
+            by: self.by.clone(),
+            fenced: self.fenced.clone(),
+            migration,
+            lost,
+            cold_start,
+        }
+    }
+
+    fn has_fenced(&self, host: &str) -> bool {
+        self.fenced.iter().any(|fenced| fenced == host)
+    }
+}
+
+/// Takes the word into the record of a guest whose migration is undecided: whoever reads the record then knows who is
+/// fenced. The source's image goes on by it only where the record proves that the destination never started its own.
+pub fn take_in(record: &GuestRecordSpec, word: &Word) -> Change {
+    if recorded(record, word).is_some() {
+        return Change::Already;
+    }
+    let armed = record.migration.as_ref().filter(|_| !settled(record));
+    let Some(armed) = armed.filter(|armed| {
+        Some(&armed.uid) == word.migration.as_ref()
+            && record.epoch == word.epoch
+            && record.holder == armed.source
+    }) else {
+        return Change::Refuse(Refused::Overtaken);
+    };
+    // Of another host nothing follows.
+    if !word.has_fenced(&armed.source) && !word.has_fenced(&armed.destination) {
+        return Change::Refuse(Refused::NotFenced(armed.destination.clone()));
+    }
+    let lost = word.action == ResolutionAction::ColdStart;
+    let mut next = GuestRecordSpec {
+        resolution: Some(word.recorded(Some(armed.uid.clone()), lost, None)),
+        evidence: format!("{} has fenced {}", word.by, word.fenced.join(" and ")),
+        ..record.clone()
+    };
+    match word.action {
+        ResolutionAction::Wait | ResolutionAction::ColdStart => {}
+        ResolutionAction::ResumeSource => {
+            if !word.has_fenced(&armed.destination) {
+                return Change::Refuse(Refused::NotFenced(armed.destination.clone()));
+            }
+            if !(armed.strict && record.decision == Decision::Committed && !record.started) {
+                return Change::Refuse(Refused::NotResumable);
+            }
+            next.decision = Decision::Reverted;
+            next.evidence = format!(
+                "{} has fenced {}, which committed and never started the guest",
+                word.by, armed.destination
+            );
+        }
+    }
+    Change::Write(Box::new(next))
+}
+
+/// Says that the guest is started afresh on `host`, its memory being lost with the fenced host that held it.
+pub fn cold_start(record: &GuestRecordSpec, word: &Word, host: &str) -> Change {
+    if recorded(record, word).is_some_and(|recorded| recorded.cold_start.is_some()) {
+        return Change::Already;
+    }
+    if let Some(armed) = record.migration.as_ref().filter(|_| !settled(record)) {
+        return Change::Refuse(Refused::ArmedForOther(armed.uid.clone()));
+    }
+    if !of_this_state(record, word) {
+        return Change::Refuse(Refused::Overtaken);
+    }
+    if !word.has_fenced(&record.holder) {
+        return Change::Refuse(Refused::NotFenced(record.holder.clone()));
+    }
+    if word.has_fenced(host) {
+        return Change::Refuse(Refused::NotFenced(host.into()));
+    }
+    let Some(epoch) = record.epoch.checked_add(1) else {
+        return Change::Refuse(Refused::Overtaken);
+    };
+    let migration = recorded(record, word).and_then(|recorded| recorded.migration.clone());
+    let lost = recorded(record, word).is_some_and(|recorded| recorded.lost);
+    Change::Write(Box::new(GuestRecordSpec {
+        holder: host.into(),
+        epoch,
+        migration: None,
+        decision: Decision::None,
+        started: false,
+        resolution: Some(word.recorded(migration, lost, Some(epoch))),
+        evidence: format!(
+            "{} has fenced {} and has the guest started afresh on {host}",
+            word.by, record.holder
+        ),
+        ..record.clone()
+    }))
+}
+
+/// Whether the guest stands as the administrator saw it, or as the end of the migration that he spoke of left it.
+fn of_this_state(record: &GuestRecordSpec, word: &Word) -> bool {
+    let ended_by_it = record.epoch.checked_sub(1) == Some(word.epoch)
+        && word.migration.is_some()
+        && record.migration.as_ref().map(|armed| &armed.uid) == word.migration.as_ref();
+    record.epoch == word.epoch || ended_by_it
+}
+
+fn recorded<'a>(record: &'a GuestRecordSpec, word: &Word) -> Option<&'a Resolution> {
+    record.resolution.as_ref().filter(|known| known.uid == word.uid)
+}
+
+/// Who has fenced this host, for this attempt.
+pub(super) fn fenced<'a>(record: &'a GuestRecordSpec, attempt: &Attempt, host: &str) -> Option<&'a str> {
+    let word = record.resolution.as_ref()?;
+    let about = word.migration.as_ref() == Some(&attempt.migration);
+    (about && word.fenced.iter().any(|fenced| fenced == host)).then_some(word.by.as_str())
+}
+
+/// Who has given up for lost what this attempt's destination may have run.
+pub(super) fn given_up<'a>(record: &'a GuestRecordSpec, attempt: &Attempt) -> Option<&'a str> {
+    let lost = record.resolution.as_ref().is_some_and(|word| word.lost);
+    fenced(record, attempt, &attempt.destination).filter(|_| lost)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a failing test may panic")]
+mod tests {
+    use super::super::{advance, arm, armed_attempt, decide, first, start};
+    use super::*;
+    use crate::guest_record::GuestReference;
+
+    fn attempt(strict: bool) -> Attempt {
+        Attempt {
+            migration: "m".into(),
+            epoch: 1,
+            source: "a".into(),
+            destination: "b".into(),
+            strict,
+        }
+    }
+
+    fn word(fenced: &[&str], action: ResolutionAction) -> Word {
+        Word {
+            uid: "w".into(),
+            by: "eve".into(),
+            epoch: 1,
+            migration: Some("m".into()),
+            fenced: fenced.iter().map(|host| (*host).to_owned()).collect(),
+            action,
+        }
+    }
+
+    fn at_rest() -> GuestRecordSpec {
+        first(
+            GuestReference {
+                namespace: "n".into(),
+                name: "vm".into(),
+                uid: "g".into(),
+                definition: "0".repeat(64),
+            },
+            "a",
+        )
+    }
+
+    fn written(change: Change) -> GuestRecordSpec {
+        match change {
+            Change::Write(spec) => *spec,
+            Change::Already | Change::Refuse(_) => panic!("expected a write: {change:?}"),
+        }
+    }
+
+    #[test]
+    fn a_guest_at_rest_is_started_afresh_where_its_host_is_fenced() {
+        let about = Word {
+            migration: None,
+            ..word(&["a"], ResolutionAction::ColdStart)
+        };
+        let started = written(cold_start(&at_rest(), &about, "c"));
+        assert_eq!((started.holder.as_str(), started.epoch), ("c", 2));
+        assert_eq!(started.resolution.as_ref().unwrap().cold_start, Some(2));
+        assert_eq!(cold_start(&started, &about, "c"), Change::Already);
+        // The same word does not start it once more, wherever it goes.
+        let moved = GuestRecordSpec {
+            holder: "a".into(),
+            epoch: 3,
+            ..started
+        };
+        assert_eq!(cold_start(&moved, &about, "c"), Change::Already);
+        for (host, other) in [
+            ("c", word(&["b"], ResolutionAction::ColdStart)),
+            ("a", about.clone()),
+        ] {
+            assert!(matches!(
+                cold_start(&at_rest(), &other, host),
+                Change::Refuse(Refused::NotFenced(_))
+            ));
+        }
+        let old = Word { epoch: 7, ..about };
+        assert_eq!(
+            cold_start(&at_rest(), &old, "c"),
+            Change::Refuse(Refused::Overtaken)
+        );
+    }
+
+    #[test]
+    fn what_a_fenced_destination_may_have_run_is_lost_before_the_guest_is_started_afresh() {
+        let attempt = attempt(false);
+        let armed = written(arm(&at_rest(), &attempt));
+        let word = word(&["b"], ResolutionAction::ColdStart);
+        assert!(matches!(cold_start(&armed, &word, "c"), Change::Refuse(_)));
+        let known = written(take_in(&armed, &word));
+        assert_eq!((known.holder.as_str(), known.decision), ("a", Decision::None));
+        assert_eq!(take_in(&known, &word), Change::Already);
+        let lost = written(advance(&known, &attempt));
+        assert!(lost.evidence.contains("eve"), "{}", lost.evidence);
+        let started = written(cold_start(&lost, &word, "c"));
+        assert_eq!((started.holder.as_str(), started.epoch), ("c", 3));
+        assert_eq!(armed_attempt(&started, "m"), None);
+        assert!(super::super::settled(&started));
+    }
+
+    #[test]
+    fn a_word_about_another_migration_or_another_host_is_refused() {
+        let armed = written(arm(&at_rest(), &attempt(false)));
+        let other = Word {
+            migration: Some("m2".into()),
+            ..word(&["b"], ResolutionAction::Wait)
+        };
+        assert_eq!(take_in(&armed, &other), Change::Refuse(Refused::Overtaken));
+        assert_eq!(take_in(&at_rest(), &other), Change::Refuse(Refused::Overtaken));
+        assert!(matches!(
+            take_in(&armed, &word(&["c"], ResolutionAction::Wait)),
+            Change::Refuse(Refused::NotFenced(_))
+        ));
+        // It ended by itself, the other way, and the guest has moved on to the fenced host by another one.
+        let aborted = written(decide(&armed, &attempt(false), Decision::Aborted));
+        let next = Attempt {
+            migration: "m2".into(),
+            ..attempt(false)
+        };
+        let moved = written(advance(&written(arm(&aborted, &next)), &next));
+        assert_eq!(moved.holder, "b");
+        assert_eq!(
+            cold_start(&moved, &word(&["b"], ResolutionAction::ColdStart), "c"),
+            Change::Refuse(Refused::Overtaken)
+        );
+    }
+
+    #[test]
+    fn the_source_goes_on_only_where_a_strict_destination_has_committed_and_not_started() {
+        let resume = word(&["b"], ResolutionAction::ResumeSource);
+        for strict in [false, true] {
+            let attempt = attempt(strict);
+            let armed = written(arm(&at_rest(), &attempt));
+            assert_eq!(take_in(&armed, &resume), Change::Refuse(Refused::NotResumable));
+            let committed = written(decide(&armed, &attempt, Decision::Committed));
+            if strict {
+                let resumed = written(take_in(&committed, &resume));
+                assert_eq!(resumed.decision, Decision::Reverted);
+                assert!(matches!(start(&resumed, &attempt), Change::Refuse(_)));
+                let started = written(start(&committed, &attempt));
+                assert_eq!(take_in(&started, &resume), Change::Refuse(Refused::NotResumable));
+                let wrong = word(&["a"], ResolutionAction::ResumeSource);
+                assert!(matches!(
+                    take_in(&committed, &wrong),
+                    Change::Refuse(Refused::NotFenced(_))
+                ));
+            } else {
+                assert_eq!(
+                    take_in(&committed, &resume),
+                    Change::Refuse(Refused::NotResumable)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_evidence_names_who_has_fenced_the_source() {
+        let attempt = attempt(false);
+        let armed = written(arm(&at_rest(), &attempt));
+        let known = written(take_in(&armed, &word(&["a"], ResolutionAction::Wait)));
+        let committed = written(decide(&known, &attempt, Decision::Committed));
+        assert!(
+            committed.evidence.contains("eve has fenced a"),
+            "{}",
+            committed.evidence
+        );
+        let aborted = written(decide(&known, &attempt, Decision::Aborted));
+        assert!(
+            aborted.evidence.contains("eve has fenced a"),
+            "{}",
+            aborted.evidence
+        );
+    }
+}
