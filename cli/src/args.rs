@@ -55,6 +55,9 @@ pub enum Command {
     /// Stop a migration; the guest goes on at its source
     #[command(after_help = CANCEL_HELP)]
     Cancel(CancelArgs),
+    /// Say the last word about a guest whose host is gone for good; without --fenced: show what can be said
+    #[command(after_help = RESOLVE_HELP)]
+    Resolve(ResolveArgs),
     /// List guests and where they run
     #[command(after_help = LIST_HELP)]
     Guests(GuestsArgs),
@@ -145,6 +148,39 @@ pub struct CancelArgs {
     pub timeout: Option<Duration>,
 }
 
+/// Arguments of `resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// The VirtualMachine
+    #[arg(value_name = "VM", value_parser = object_name)]
+    pub vm: String,
+    /// A host that you have made sure runs nothing any more: it is off, or cut off from the guest's disks and networks
+    /// for good. If that is not so, the guest may run twice. May be given twice
+    #[arg(long, value_name = "HOST", value_parser = object_name)]
+    pub fenced: Vec<String>,
+    /// Give the guest's memory up for lost, where it is, and start it afresh from its disks on another host
+    #[arg(long, requires = "fenced", conflicts_with = "resume_source")]
+    pub cold_start: bool,
+    /// The host on which it is started afresh; left out, one with room
+    #[arg(long, value_name = "HOST", requires = "cold_start", value_parser = object_name)]
+    pub on: Option<String>,
+    /// Let the source's image go on: only of a strict migration whose destination is fenced and has not started the guest
+    #[arg(long, requires = "fenced")]
+    pub resume_source: bool,
+    /// Why, for whoever reads it later
+    #[arg(long, value_name = "TEXT", requires = "fenced")]
+    pub note: Option<String>,
+    /// Wait until it is carried out, or refused
+    #[arg(long, requires = "fenced")]
+    pub wait: bool,
+    /// How long to wait, for example 90s, 10m or 2h [default: 2m]
+    #[arg(long, value_name = "DURATION", value_parser = timeout, requires = "wait")]
+    pub timeout: Option<Duration>,
+    /// Print the object; with --wait: as it is at the end
+    #[arg(short, long, value_name = "FORMAT", requires = "fenced")]
+    pub output: Option<ObjectFormat>,
+}
+
 /// Arguments of `guests`.
 #[derive(Debug, Args)]
 pub struct GuestsArgs {
@@ -212,6 +248,18 @@ Exit codes:
   5    the migration needs a decision
   6    timed out waiting; the cancellation stays asked for
   130  stopped watching by Ctrl-C; the cancellation stays asked for";
+
+const RESOLVE_HELP: &str = "\
+With --fenced alone nothing is given up: godwit does what follows from the fence, and else goes on waiting. What was said
+stays as a VirtualMachineResolution (`kubectl get vmres`), with who said it and what became of it.
+
+Exit codes:
+  0    said; with --wait: carried out
+  1    refused, or an error, as with every command
+  2    wrong command line
+  5    without --fenced: a migration of the guest waits for a decision
+  6    timed out waiting; the word stands
+  130  stopped watching by Ctrl-C; the word stands";
 
 const COMPLETION_HELP: &str = "\
 The script completes the program's own name, `kubectl-godwit`:

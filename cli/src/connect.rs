@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
@@ -55,6 +57,16 @@ impl Cluster {
     /// The objects of a kind: those of the namespace, or the cluster's for a kind without namespaces.
     pub fn api<K: Kind>(&self) -> Api<K> {
         K::api(&self.client, &self.namespace)
+    }
+
+    /// The cluster's nodes.
+    pub fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// Who the user is, as the API server knows him.
+    pub fn reviews(&self) -> Api<SelfSubjectReview> {
+        Api::all(self.client.clone())
     }
 
     /// The objects of a kind in all namespaces.

@@ -38,6 +38,9 @@ pub enum CliError {
     /// The guest has moved: there is nothing left to cancel.
     #[error("Too late to cancel: {0}")]
     TooLate(String),
+    /// An administrator's word was refused, or cannot be said.
+    #[error("Not resolved: {0}")]
+    Unresolvable(String),
     /// What was to be printed could not be.
     #[error("Cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -60,6 +63,7 @@ impl CliError {
             | Self::NotFound { .. }
             | Self::Deleted
             | Self::TooLate(_)
+            | Self::Unresolvable(_)
             | Self::Output(_)
             | Self::Runtime(_)
             | Self::Json(_) => Exit::Error,

@@ -65,6 +65,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
         Command::Migrate(_)
         | Command::Status(_)
         | Command::Cancel(_)
+        | Command::Resolve(_)
         | Command::Guests(_)
         | Command::Hosts(_) => {}
     }
@@ -78,6 +79,7 @@ fn run(cli: &Cli) -> Result<Exit, CliError> {
             Command::Migrate(args) => command::migrate::run(&cluster, args).await,
             Command::Status(args) => command::status::run(&cluster, args).await,
             Command::Cancel(args) => command::cancel::run(&cluster, args).await,
+            Command::Resolve(args) => command::resolve::run(&cluster, args).await,
             Command::Guests(args) => command::list::guests(&cluster, args).await,
             Command::Hosts(args) => command::list::hosts(&cluster, args).await,
             Command::Completion(args) => command::completion::run(args),

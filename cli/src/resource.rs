@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
+use godwit_crds::{VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineResolution};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +31,15 @@ impl Kind for VirtualMachine {
 
 impl Kind for VirtualMachineMigration {
     const PLURAL: &'static str = "virtualmachinemigrations";
+    const NAMESPACED: bool = true;
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+}
+
+impl Kind for VirtualMachineResolution {
+    const PLURAL: &'static str = "virtualmachineresolutions";
     const NAMESPACED: bool = true;
 
     fn api(client: &Client, namespace: &str) -> Api<Self> {

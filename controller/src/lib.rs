@@ -21,6 +21,7 @@ pub mod placement;
 pub mod program;
 pub mod reason;
 pub mod record;
+pub mod resolution;
 pub mod run;
 pub mod signer;
 pub mod ticket;

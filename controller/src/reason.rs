@@ -56,6 +56,14 @@ reasons! {
     }
 }
 
+reasons! {
+    /// Reasons on a VirtualMachineResolution.
+    ResolutionReason {
+        InProgress, NoHostFits, Fenced, SourceResumed, ColdStarted, NotNeeded, VirtualMachineNotFound, RecordMissing,
+        HostAnswers, NotFenced, NotResumable, Overtaken,
+    }
+}
+
 /// The one reason that the controller writes on a VirtualMachineHost; the others are the agent's.
 pub const LEASE_EXPIRED: &str = "LeaseExpired";
 
@@ -94,6 +102,12 @@ mod tests {
     fn guests_and_the_table_use_the_same_words() {
         let written: BTreeSet<_> = GuestReason::ALL.iter().map(|r| r.word()).collect();
         assert_eq!(written, documented("VirtualMachine"));
+    }
+
+    #[test]
+    fn resolutions_and_the_table_use_the_same_words() {
+        let written: BTreeSet<_> = ResolutionReason::ALL.iter().map(|r| r.word()).collect();
+        assert_eq!(written, documented("VirtualMachineResolution"));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
+use godwit_crds::{
+    GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineResolution,
+};
 use godwit_identity::{OpenError, Request, Source};
 use godwit_protocol::{ClientTls, Dial, PeerIdentity, TlsFiles};
 use kube::runtime::controller::{self, Action, Controller};
@@ -22,7 +24,7 @@ use crate::leader::Candidate;
 use crate::migration::validate;
 use crate::record::Records;
 use crate::ticket::{Keys, Tickets};
-use crate::{guest, host, migration};
+use crate::{guest, host, migration, resolution};
 
 /// How many objects of a kind are reconciled at the same time.
 const CONCURRENCY: u16 = 8;
@@ -186,15 +188,21 @@ pub async fn work(
         .run(guest::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachine", done) });
     let migrations = migrations
-        .with_config(settings)
+        .with_config(settings.clone())
         .watches(
-            Api::<VirtualMachine>::all(client),
+            Api::<VirtualMachine>::all(client.clone()),
             watcher::Config::default(),
             of_guest,
         )
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(migration::reconcile::reconcile, again, cluster.clone())
         .for_each(|done| async move { log("VirtualMachineMigration", done) });
+    let resolutions =
+        Controller::<VirtualMachineResolution>::new(Api::all(client), watcher::Config::default())
+            .with_config(settings)
+            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .run(resolution::reconcile::reconcile, again, cluster.clone())
+            .for_each(|done| async move { log("VirtualMachineResolution", done) });
     let ready = async {
         if cluster.wait_until_seen().await.is_ok() {
             health.watching();
@@ -203,7 +211,7 @@ pub async fn work(
     };
     // At the shutdown the reconcilers end what they are at, then the drivers and writers do.
     let reconcilers = async {
-        futures::future::join(guests, migrations).await;
+        futures::future::join3(guests, migrations, resolutions).await;
         cluster.tasks.close();
         cluster.tasks.wait().await;
     };

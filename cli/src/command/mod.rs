@@ -4,4 +4,5 @@ pub mod cancel;
 pub mod completion;
 pub mod list;
 pub mod migrate;
+pub mod resolve;
 pub mod status;

@@ -5,4 +5,5 @@ pub mod guests;
 pub mod hosts;
 pub mod migration;
 pub mod progress;
+pub mod resolve;
 mod table;

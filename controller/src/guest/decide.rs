@@ -82,6 +82,13 @@ pub enum Deed {
         /// The record's epoch.
         epoch: u64,
     },
+    /// Order a host that was fenced, and is back, to give up what it still has of the guest from before.
+    Reap {
+        /// The host.
+        host: String,
+        /// The epoch that it reports: an earlier one than the record's.
+        epoch: u64,
+    },
     /// The guest was never given to a host: let the object go.
     Release,
 }
@@ -296,7 +303,7 @@ impl<'a> Page<'a> {
             .cloned();
         if let Some(guest) = reported {
             self.mirror(guest.state, guest.since, &record.holder);
-            return Deed::None;
+            return if moving { Deed::None } else { self.reap(record) };
         }
         match self.facts.answer {
             Some(Answer::State(state, since)) if self.facts.missing_for < REPORT_LAG => {
@@ -308,7 +315,8 @@ impl<'a> Page<'a> {
             Some(Answer::Fault(fault)) => self.refused(fault, &record.holder),
             Some(Answer::State(..)) | None => {}
         }
-        let started = record.epoch > 1
+        let afresh = record.resolution.as_ref().and_then(|word| word.cold_start) == Some(record.epoch);
+        let started = record.epoch > 1 && !afresh
             || self.status.since.is_some()
             || matches!(self.facts.answer, Some(Answer::State(state, _)) if *state != GuestState::Starting);
         if moving || started {
@@ -326,6 +334,27 @@ impl<'a> Page<'a> {
             },
             Err(_) => Deed::None,
         }
+    }
+
+    /// The record is the positive fact: the guest was started afresh at a later epoch, because that host was fenced.
+    fn reap(&self, record: &GuestRecordSpec) -> Deed {
+        let Some(word) = record
+            .resolution
+            .as_ref()
+            .filter(|word| word.cold_start.is_some())
+        else {
+            return Deed::None;
+        };
+        let back = word.fenced.iter().filter(|name| **name != record.holder);
+        back.filter_map(|name| Some((name, self.facts.hosts.get(name).filter(|host| alive(host))?)))
+            .find_map(|(name, host)| {
+                let old = report(host, &self.uid).find(|guest| guest.epoch < record.epoch)?;
+                Some(Deed::Reap {
+                    host: name.clone(),
+                    epoch: u64::try_from(old.epoch).ok()?,
+                })
+            })
+            .unwrap_or(Deed::None)
     }
 
     /// A host other than the holder that reports the guest under an epoch that the record does not lie behind.

@@ -93,7 +93,7 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
             let verdict = judge(&cluster, &guest, Some(&record.spec));
             match verdict.deed {
                 Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
-                Deed::None | Deed::Record { .. } | Deed::Stop { .. } | Deed::Release => {
+                Deed::None | Deed::Record { .. } | Deed::Stop { .. } | Deed::Reap { .. } | Deed::Release => {
                     Ok(Action::requeue(START_AGAIN[0]))
                 }
             }
@@ -105,6 +105,12 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
                 cluster.records.remove(record).await?;
             }
             release(&cluster, &api, &guest, &uid).await
+        }
+        Deed::Reap { host, epoch } => {
+            if let Err(error) = stop(&cluster, &guest, &uid, &host, epoch).await {
+                tracing::warn!(guest = guest.name_any(), host, %error, "what is left of the guest there stays for now");
+            }
+            Ok(Action::requeue(LOOK_AGAIN))
         }
         Deed::Release => release(&cluster, &api, &guest, &uid).await,
     }
@@ -189,7 +195,7 @@ fn judge(
         });
         let host = match &verdict.deed {
             Deed::Record { host } => Some(host.clone()),
-            Deed::None | Deed::Start { .. } | Deed::Stop { .. } | Deed::Release => None,
+            Deed::None | Deed::Start { .. } | Deed::Stop { .. } | Deed::Reap { .. } | Deed::Release => None,
         };
         (verdict, host)
     })

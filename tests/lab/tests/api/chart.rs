@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use crate::server::{eventually, send};
 
-const RESOURCES: [&str; 4] = [
+const RESOURCES: [&str; 5] = [
     "virtualmachines",
     "virtualmachinehosts",
     "virtualmachinemigrations",
+    "virtualmachineresolutions",
     "guestrecords",
 ];
 
@@ -33,6 +34,7 @@ pub async fn helm_warns_of_nothing(lab: &mut Lab) -> anyhow::Result<()> {
     // The controller manager checks the types in the policies' expressions, and says what it finds.
     for policy in [
         "guest-records",
+        "resolutions",
         "agents",
         "hosts",
         "ticket-keys",

@@ -13,6 +13,7 @@ mod machine;
 mod migration;
 mod parties;
 mod record;
+mod resolution;
 mod rights;
 mod server;
 
@@ -41,6 +42,9 @@ use parties::{
     r3_refusals_are_in_the_audit_log,
 };
 use record::{a_record_is_checked, a_record_moves_by_the_rules_only, nobody_else_writes_records};
+use resolution::{
+    a_guest_is_started_afresh_by_the_rules_only, a_resolution_is_checked_and_carries_the_name_of_its_author,
+};
 use rights::{
     an_upgrade_keeps_what_the_controller_wrote, r2_the_controller_alone_publishes_keys_of_tickets,
     r3_parts_have_their_rights_and_no_more, r12_objects_are_linked_by_uid_within_a_namespace,
@@ -67,6 +71,8 @@ fn main() -> ExitCode {
             nobody_else_writes_records,
             a_record_is_checked,
             a_record_moves_by_the_rules_only,
+            a_resolution_is_checked_and_carries_the_name_of_its_author,
+            a_guest_is_started_afresh_by_the_rules_only,
             r3_parts_have_their_rights_and_no_more,
             r12_objects_are_linked_by_uid_within_a_namespace,
             r13_migrating_is_an_administrators_right,

@@ -81,6 +81,7 @@ pub async fn r1_only_the_signer_signs_and_it_does_nothing_else(lab: &mut Lab) ->
         "virtualmachines.godwit.dev",
         "virtualmachinemigrations.godwit.dev",
         "virtualmachinehosts.godwit.dev",
+        "virtualmachineresolutions.godwit.dev",
         "guestrecords.godwit.dev",
         "leases.coordination.k8s.io",
     ] {

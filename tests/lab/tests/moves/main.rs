@@ -12,6 +12,7 @@ mod controller;
 mod deletion;
 mod disks;
 mod endings;
+mod lost_host;
 mod moving;
 mod peer_to_peer;
 mod rest;
@@ -29,6 +30,7 @@ use deletion::{a_machine_deleted_during_its_migration, a_machine_is_deleted};
 use disks::{a_guest_boots_from_its_disk_and_moves, a_guest_takes_its_interface_along, cached_disks};
 use endings::{a_second_migration_is_refused, cancelled_while_memory_travels, deleted_while_memory_travels};
 use godwit_lab::{LabOptions, cases};
+use lost_host::a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_word;
 use moving::{a_busy_guest_is_sealed, a_guest_moves, fifty_moves_in_a_row};
 use peer_to_peer::{
     peer_to_peer_a_guest_moves, peer_to_peer_agents_are_parted, peer_to_peer_cancelled,
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
             cached_disks,
             a_guest_takes_its_interface_along,
             a_strict_handoff_is_recorded_before_the_start,
+            a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_word,
             peer_to_peer_a_guest_moves,
             peer_to_peer_the_controller_is_away,
             peer_to_peer_cancelled,

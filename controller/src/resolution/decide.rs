@@ -1,0 +1,301 @@
+//! What follows from an administrator's word. Pure.
+//!
+//! A word counts once, for the state of the guest that its author has seen. What it is about is looked at before it is
+//! taken into the record, and by the record's own rules; from then on the migration ends by the record, and a cold start
+//! follows that end. A refused word stays refused: whoever still means it says it again.
+
+use std::collections::BTreeMap;
+
+use godwit_crds::condition::find_condition;
+use godwit_crds::record_change::{self, Change, Refused, Word};
+use godwit_crds::{
+    ConditionStatus, GuestRecordSpec, ResolutionAction, VirtualMachine, VirtualMachineHost,
+    VirtualMachineResolution, VirtualMachineResolutionSpec,
+};
+use kube::{Resource, ResourceExt};
+
+use crate::guest::decide::alive;
+use crate::placement;
+use crate::reason::ResolutionReason as Reason;
+
+/// The condition's type.
+pub(super) const APPLIED: &str = "Applied";
+
+/// What the judgement rests on.
+pub(super) struct Facts<'a> {
+    /// What was said.
+    pub(super) resolution: &'a VirtualMachineResolution,
+    /// The guest, if it is there.
+    pub(super) guest: Option<&'a VirtualMachine>,
+    /// Its record, read fresh.
+    pub(super) record: Option<&'a GuestRecordSpec>,
+    /// Every host by name.
+    pub(super) hosts: &'a BTreeMap<String, VirtualMachineHost>,
+    /// A migration of this guest that has not ended, by name and UID.
+    pub(super) active: Option<(&'a str, &'a str)>,
+    /// Bytes of memory that are spoken for, by host.
+    pub(super) promised: &'a BTreeMap<String, u64>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// Nothing but the status.
+    None,
+    /// Take the word into the guest's record.
+    TakeIn,
+    /// Have the guest started afresh on this host.
+    ColdStart(String),
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// What to do.
+    pub(super) deed: Deed,
+    /// Whether the word has been carried out.
+    pub(super) applied: ConditionStatus,
+    /// The word of the table.
+    pub(super) reason: Reason,
+    /// What is so, and what to do.
+    pub(super) words: String,
+}
+
+impl Verdict {
+    fn of(applied: ConditionStatus, reason: Reason, words: impl Into<String>) -> Self {
+        Self {
+            deed: Deed::None,
+            applied,
+            reason,
+            words: words.into(),
+        }
+    }
+
+    fn done(reason: Reason, words: impl Into<String>) -> Self {
+        Self::of(ConditionStatus::True, reason, words)
+    }
+
+    fn refused(reason: Reason, words: impl Into<String>) -> Self {
+        Self::of(ConditionStatus::False, reason, words)
+    }
+
+    fn waits(reason: Reason, words: impl Into<String>) -> Self {
+        Self::of(ConditionStatus::Unknown, reason, words)
+    }
+
+    fn to(deed: Deed, words: impl Into<String>) -> Self {
+        Self {
+            deed,
+            ..Self::waits(Reason::InProgress, words)
+        }
+    }
+
+    /// Whether nothing more ever follows from the word.
+    pub(super) fn ended(&self) -> bool {
+        self.applied != ConditionStatus::Unknown
+    }
+}
+
+/// Whether the word was carried out, or refused, before.
+pub(super) fn ended(resolution: &VirtualMachineResolution) -> bool {
+    let conditions = resolution
+        .status
+        .as_ref()
+        .map_or(&[][..], |status| &status.conditions);
+    find_condition(conditions, APPLIED).is_some_and(|told| told.status != ConditionStatus::Unknown)
+}
+
+/// The word, as the record's rules know it.
+pub(super) fn word(resolution: &VirtualMachineResolution) -> Word {
+    let spec = &resolution.spec;
+    Word {
+        uid: resolution.uid().unwrap_or_default(),
+        by: spec.by.clone(),
+        epoch: spec.epoch,
+        migration: spec.migration.clone(),
+        fenced: spec.fenced_hosts.clone(),
+        action: spec.action,
+    }
+}
+
+/// What a refusal of the record's rules means to whoever has said the word.
+pub(super) fn refused(refused: &Refused) -> Verdict {
+    let reason = match refused {
+        Refused::NotFenced(_) => Reason::NotFenced,
+        Refused::NotResumable => Reason::NotResumable,
+        Refused::Overtaken
+        | Refused::ArmedForOther(_)
+        | Refused::HeldOtherwise { .. }
+        | Refused::DecidedOtherwise(_) => Reason::Overtaken,
+    };
+    Verdict::refused(
+        reason,
+        format!(
+            "{refused}. Look again (`kubectl godwit resolve` shows how things stand), and say it anew if it still holds."
+        ),
+    )
+}
+
+/// Judges.
+pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
+    let spec = &facts.resolution.spec;
+    let name = &spec.virtual_machine;
+    let word = word(facts.resolution);
+    let guest = facts
+        .guest
+        .filter(|guest| guest.meta().deletion_timestamp.is_none());
+    let (Some(guest), Some(record)) = (guest, facts.record) else {
+        return match guest {
+            Some(_) => Verdict::refused(
+                Reason::RecordMissing,
+                format!("{name} has no GuestRecord: nothing is decided without it."),
+            ),
+            None => Verdict::refused(
+                Reason::VirtualMachineNotFound,
+                format!("There is no VirtualMachine {name} in this namespace, or it is being deleted."),
+            ),
+        };
+    };
+    let taken_in = record.resolution.as_ref().filter(|known| known.uid == word.uid);
+    if let Some(epoch) = taken_in.and_then(|known| known.cold_start) {
+        return Verdict::done(
+            Reason::ColdStarted,
+            format!(
+                "The guest was given to {} under epoch {epoch}, to be started afresh from its disks.",
+                record.holder
+            ),
+        );
+    }
+    if taken_in.is_none()
+        && let Some(answers) = facts.answering(spec)
+    {
+        return Verdict::refused(
+            Reason::HostAnswers,
+            format!(
+                "{answers} is not fenced: its agent answers. Switch it off, wait until `kubectl godwit hosts` says that it \
+                 is not heard any more, and say it again."
+            ),
+        );
+    }
+    if !record_change::settled(record) {
+        return match record_change::take_in(record, &word) {
+            Change::Write(_) => {
+                Verdict::to(Deed::TakeIn, "The word is being written into the guest's record.")
+            }
+            Change::Refuse(why) => refused(&why),
+            Change::Already => facts.ending(),
+        };
+    }
+    if let Some((active, uid)) = facts.active {
+        return if taken_in.is_some() || spec.migration.as_deref() == Some(uid) {
+            facts.ending()
+        } else {
+            Verdict::refused(
+                Reason::Overtaken,
+                format!("Migration {active} of the guest is on its way. Look again when it has ended."),
+            )
+        };
+    }
+    match spec.action {
+        ResolutionAction::Wait | ResolutionAction::ResumeSource if taken_in.is_none() => {
+            refused(&Refused::Overtaken)
+        }
+        ResolutionAction::Wait => Verdict::done(
+            Reason::Fenced,
+            format!(
+                "The migration has ended; by the record the guest belongs on {}.",
+                record.holder
+            ),
+        ),
+        ResolutionAction::ResumeSource => Verdict::done(
+            Reason::SourceResumed,
+            format!("The migration has ended; the guest goes on at {}.", record.holder),
+        ),
+        ResolutionAction::ColdStart => facts.cold_start(guest, record, &word, taken_in.is_some()),
+    }
+}
+
+impl Facts<'_> {
+    /// A host that is said to be fenced, and whose agent answers.
+    fn answering(&self, spec: &VirtualMachineResolutionSpec) -> Option<String> {
+        let answers = |name: &&String| self.hosts.get(*name).is_some_and(alive);
+        spec.fenced_hosts.iter().find(answers).cloned()
+    }
+
+    fn ending(&self) -> Verdict {
+        let migration = self.active.map_or("The migration", |(name, _)| name);
+        Verdict::waits(
+            Reason::InProgress,
+            format!(
+                "The word is in the guest's record. {migration} ends by it as soon as the hosts that are left answer."
+            ),
+        )
+    }
+
+    fn cold_start(
+        &self,
+        guest: &VirtualMachine,
+        record: &GuestRecordSpec,
+        word: &Word,
+        taken_in: bool,
+    ) -> Verdict {
+        if taken_in && !word.fenced.contains(&record.holder) {
+            return Verdict::done(
+                Reason::NotNeeded,
+                format!(
+                    "The guest was not lost: the migration has ended, and it belongs on {}.",
+                    record.holder
+                ),
+            );
+        }
+        let hosts = self.hosts.iter().filter(|(name, _)| !word.fenced.contains(name));
+        let host = match &self.resolution.spec.host {
+            Some(named) => match self.hosts.get(named) {
+                Some(host) => {
+                    let promised = self.promised.get(named).copied().unwrap_or(0);
+                    placement::fits(&guest.spec, host, promised, 0)
+                        .map(|()| named.clone())
+                        .map_err(|misfit| format!("{named} {misfit}"))
+                }
+                None => Err(format!("there is no VirtualMachineHost {named}")),
+            },
+            None => {
+                placement::place(&guest.spec, hosts.map(|(_, host)| host), self.promised).map_err(|misfits| {
+                    let words: Vec<_> = misfits
+                        .iter()
+                        .take(20)
+                        .map(|(host, misfit)| format!("{host} {misfit}"))
+                        .collect();
+                    if words.is_empty() {
+                        "there is no other host".into()
+                    } else {
+                        words.join("; ")
+                    }
+                })
+            }
+        };
+        let host = match host {
+            Ok(host) => host,
+            Err(why) => {
+                return Verdict::waits(
+                    Reason::NoHostFits,
+                    format!("No host takes the guest: {why}. Make room or add a host; it is tried again."),
+                );
+            }
+        };
+        match record_change::cold_start(record, word, &host) {
+            Change::Write(_) => Verdict::to(
+                Deed::ColdStart(host.clone()),
+                format!("The guest is being given to {host}, to be started afresh from its disks."),
+            ),
+            Change::Refuse(why) => refused(&why),
+            Change::Already => Verdict::done(
+                Reason::ColdStarted,
+                format!("The guest was given to {}.", record.holder),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
