@@ -117,6 +117,24 @@ pub fn build_programs() -> anyhow::Result<PathBuf> {
     Ok(directory)
 }
 
+/// The directory with godwit's programs as they were one protocol version ago, which are built from the repository's
+/// history the first time.
+///
+/// # Errors
+/// When the history does not reach back so far, or they do not compile; the script's own words go to standard error.
+pub fn older_programs() -> anyhow::Result<PathBuf> {
+    let script = workspace().join("tests/tools/older");
+    let status = Command::new(&script).status().context("run tests/tools/older")?;
+    if !status.success() {
+        bail!("tests/tools/older could not build the older programs ({status})");
+    }
+    let output = Command::new(&script)
+        .arg("--where")
+        .output()
+        .context("ask tests/tools/older")?;
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
 /// Whether this process may make network namespaces.
 #[must_use]
 pub fn root() -> bool {

@@ -131,6 +131,7 @@ pub struct Lab {
     controller_kubeconfig: PathBuf,
     asks_signer: bool,
     programs: PathBuf,
+    controller_program: PathBuf,
     pool: PathBuf,
     // Last, so that it goes last: it holds the lock on the run's number.
     run: Option<Run>,
@@ -229,6 +230,7 @@ impl Lab {
             credentials,
             controller_kubeconfig,
             asks_signer: options.signer,
+            controller_program: programs.join("godwit-controller"),
             programs,
             pool,
             run: Some(run),
@@ -345,7 +347,7 @@ impl Lab {
         }
         let run = self.run()?;
         let (log, directory) = (run.log("controller"), run.directory().to_owned());
-        let program = self.programs.join("godwit-controller");
+        let program = self.controller_program.clone();
         let kubeconfig = self.controller_kubeconfig.clone();
         let asks_signer = self.asks_signer;
         let start = move || {
@@ -354,6 +356,17 @@ impl Lab {
         };
         self.controller = Some(Supervised::start(start)?);
         Ok(())
+    }
+
+    /// The controller's program.
+    #[must_use]
+    pub fn controller_program(&self) -> &Path {
+        &self.controller_program
+    }
+
+    /// Has the controller run from another place when it is started next.
+    pub fn run_controller_from(&mut self, program: PathBuf) {
+        self.controller_program = program;
     }
 
     /// Starts the signer, unless it runs. It issues with [`Lab::authority`].
