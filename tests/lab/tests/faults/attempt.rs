@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use godwit_crds::condition::{Condition, ConditionStatus};
-use godwit_crds::migration::{ControlFlow, MigrationPhase, VirtualMachineMigrationStatus};
+use godwit_crds::migration::{
+    ControlFlow, MigrationPhase, SecurityRequirement, Transport, VirtualMachineMigrationStatus,
+};
 use godwit_crds::virtual_machine::GuestState;
 use godwit_crds::{GuestRecord, VirtualMachineMigration};
 use godwit_lab::Lab;
@@ -51,8 +53,23 @@ impl Attempt {
         Self::order_driven(lab, ControlFlow::ManagedDirect, guest, to).await
     }
 
-    /// Orders the move of a guest to a host.
+    /// Orders the move of a guest to a host, in plain text over the native transport.
     pub async fn order_driven(lab: &Lab, flow: ControlFlow, guest: &str, to: &str) -> anyhow::Result<Self> {
+        Self::order_over(lab, flow, Transport::Native, guest, to).await
+    }
+
+    /// Orders the move of a guest to a host; what goes through the tunnel is required to be encrypted.
+    pub async fn order_over(
+        lab: &Lab,
+        flow: ControlFlow,
+        transport: Transport,
+        guest: &str,
+        to: &str,
+    ) -> anyhow::Result<Self> {
+        let require = match transport {
+            Transport::Tunnelled => SecurityRequirement::Encrypted,
+            Transport::Native => SecurityRequirement::None,
+        };
         let object = serde_json::from_value(json!({
             "apiVersion": "godwit.dev/v1alpha1",
             "kind": "VirtualMachineMigration",
@@ -61,7 +78,8 @@ impl Attempt {
                 "virtualMachine": guest,
                 "destination": {"host": to},
                 "controlFlow": flow,
-                "security": {"require": "None"},
+                "transport": transport,
+                "security": {"require": require},
             },
         }))?;
         let made = migrations(lab).create(&PostParams::default(), &object).await?;

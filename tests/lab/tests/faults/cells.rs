@@ -7,3 +7,5 @@ pub mod late;
 mod point;
 mod scene;
 pub mod table;
+pub mod tunnelled;
+mod way;

@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, ensure};
 use godwit_crds::Decision;
-use godwit_crds::migration::ControlFlow::{self, ManagedDirect, PeerToPeer};
 use godwit_lab::{Lab, hosts, processes};
 use rustix::process::Signal;
 
 use super::point::{Deed, Point};
 use super::scene::{Scene, is_gone};
 use super::table::Cell;
+use super::way::{MANAGED, PEERS, Way};
 use crate::attempt::{End, when_any_journaled, when_journaled};
 use crate::crashes::{Seal, Victim, agent};
 use crate::guest::until;
@@ -58,22 +58,16 @@ impl Away {
 }
 
 /// The destination has the guest and knows that the source's stands still; the source is about to say Go.
-async fn about_to_say_go(lab: &mut Lab, flow: ControlFlow, more: &[(Point, Deed)]) -> anyhow::Result<Scene> {
-    let scene = Scene::set(
-        lab,
-        flow,
-        Seal::Sealed,
-        &[(READY, Deed::Wait), (TOLD, Deed::Pass)],
-    )
-    .await?;
+async fn about_to_say_go(lab: &mut Lab, way: Way, more: &[(Point, Deed)]) -> anyhow::Result<Scene> {
+    let scene = Scene::set(lab, way, Seal::Sealed, &[(READY, Deed::Wait), (TOLD, Deed::Pass)]).await?;
     for (point, deed) in more {
         point.arm(lab, *deed)?;
     }
     Ok(scene)
 }
 
-async fn source_agent_away(lab: &mut Lab, flow: ControlFlow, away: Away) -> anyhow::Result<()> {
-    let scene = about_to_say_go(lab, flow, &[]).await?;
+async fn source_agent_away(lab: &mut Lab, way: Way, away: Away) -> anyhow::Result<()> {
+    let scene = about_to_say_go(lab, way, &[]).await?;
     away.goes(lab, &scene)?;
     scene.commits_itself(lab).await?;
     ensure!(!scene.journaled(lab, 1, "GoSent")?, "Go was said");
@@ -84,7 +78,7 @@ async fn source_agent_away(lab: &mut Lab, flow: ControlFlow, away: Away) -> anyh
             Away::Stopped => "the source's agent stands still",
             Away::Killed => "the source's agent is killed",
         },
-        flow,
+        flow: way.flow,
         expected: &[End::Moved],
     };
     scene.ends(lab, cell).await?;
@@ -92,31 +86,31 @@ async fn source_agent_away(lab: &mut Lab, flow: ControlFlow, away: Away) -> anyh
 }
 
 pub async fn cell_source_agent_stopped_before_go_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    source_agent_away(lab, ManagedDirect, Away::Stopped).await
+    source_agent_away(lab, MANAGED, Away::Stopped).await
 }
 
 pub async fn cell_source_agent_killed_before_go_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    source_agent_away(lab, ManagedDirect, Away::Killed).await
+    source_agent_away(lab, MANAGED, Away::Killed).await
 }
 
 pub async fn cell_source_agent_stopped_before_go_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    source_agent_away(lab, PeerToPeer, Away::Stopped).await
+    source_agent_away(lab, PEERS, Away::Stopped).await
 }
 
 pub async fn cell_source_agent_killed_before_go_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    source_agent_away(lab, PeerToPeer, Away::Killed).await
+    source_agent_away(lab, PEERS, Away::Killed).await
 }
 
 /// Dead before it could tell anybody that it has the guest: the source has the record say Aborted.
-async fn destination_agent_away(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
-    let scene = Scene::set(lab, flow, Seal::Sealed, &[(LOADED, Deed::Die)]).await?;
+async fn destination_agent_away(lab: &mut Lab, way: Way) -> anyhow::Result<()> {
+    let scene = Scene::set(lab, way, Seal::Sealed, &[(LOADED, Deed::Die)]).await?;
     is_gone(lab, LOADED).await?;
     scene.comes_back(lab).await?;
     lab.restart_agent(2)?;
     let cell = Cell {
         phase: "loaded, before Ready",
         fault: "the destination's agent is killed",
-        flow,
+        flow: way.flow,
         expected: &[End::Stays],
     };
     scene.ends(lab, cell).await?;
@@ -124,17 +118,17 @@ async fn destination_agent_away(lab: &mut Lab, flow: ControlFlow) -> anyhow::Res
 }
 
 pub async fn cell_destination_agent_killed_loaded_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    destination_agent_away(lab, ManagedDirect).await
+    destination_agent_away(lab, MANAGED).await
 }
 
 pub async fn cell_destination_agent_killed_loaded_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    destination_agent_away(lab, PeerToPeer).await
+    destination_agent_away(lab, PEERS).await
 }
 
 /// Both agents are there, and who would carry Ready and Go is not: each asks the record, and one of them wins.
 pub async fn cell_controller_killed_loaded(lab: &mut Lab) -> anyhow::Result<()> {
     let armed = [(LOADED, Deed::Wait), (TOLD, Deed::Pass)];
-    let scene = Scene::set(lab, ManagedDirect, Seal::Sealed, &armed).await?;
+    let scene = Scene::set(lab, MANAGED, Seal::Sealed, &armed).await?;
     Victim::Controller.kill(lab, &scene.guest)?;
     LOADED.release(lab)?;
     let host = decided_host(lab, &scene).await?;
@@ -143,7 +137,7 @@ pub async fn cell_controller_killed_loaded(lab: &mut Lab) -> anyhow::Result<()> 
     let cell = Cell {
         phase: "loaded, before Ready",
         fault: "the controller is killed",
-        flow: ManagedDirect,
+        flow: MANAGED.flow,
         expected: &[End::Stays, End::Moved],
     };
     let end = scene.ends(lab, cell).await?;
@@ -164,8 +158,8 @@ async fn decided_host(lab: &Lab, scene: &Scene) -> anyhow::Result<&'static str> 
 }
 
 /// The destination's agent dies on its way from the doubt to the running guest; the next one goes on.
-async fn killed_while_committing(lab: &mut Lab, flow: ControlFlow, point: Point) -> anyhow::Result<()> {
-    let scene = about_to_say_go(lab, flow, &[(point, Deed::Die)]).await?;
+async fn killed_while_committing(lab: &mut Lab, way: Way, point: Point) -> anyhow::Result<()> {
+    let scene = about_to_say_go(lab, way, &[(point, Deed::Die)]).await?;
     Away::Stopped.goes(lab, &scene)?;
     is_gone(lab, point).await?;
     ensure!(scene.guest.ticks("h2") == 0, "it runs already");
@@ -186,7 +180,7 @@ async fn killed_while_committing(lab: &mut Lab, flow: ControlFlow, point: Point)
             _ => "ContIssued journaled",
         },
         fault: "the destination's agent is killed, the source's stands still",
-        flow,
+        flow: way.flow,
         expected: &[End::Moved],
     };
     scene.ends(lab, cell).await?;
@@ -194,33 +188,33 @@ async fn killed_while_committing(lab: &mut Lab, flow: ControlFlow, point: Point)
 }
 
 pub async fn cell_destination_agent_killed_commit_intended_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, ManagedDirect, INTENDS).await
+    killed_while_committing(lab, MANAGED, INTENDS).await
 }
 
 pub async fn cell_destination_agent_killed_committed_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, ManagedDirect, COMMITTED).await
+    killed_while_committing(lab, MANAGED, COMMITTED).await
 }
 
 pub async fn cell_destination_agent_killed_cont_issued_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, ManagedDirect, LETS_RUN).await
+    killed_while_committing(lab, MANAGED, LETS_RUN).await
 }
 
 pub async fn cell_destination_agent_killed_commit_intended_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, PeerToPeer, INTENDS).await
+    killed_while_committing(lab, PEERS, INTENDS).await
 }
 
 pub async fn cell_destination_agent_killed_committed_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, PeerToPeer, COMMITTED).await
+    killed_while_committing(lab, PEERS, COMMITTED).await
 }
 
 pub async fn cell_destination_agent_killed_cont_issued_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_committing(lab, PeerToPeer, LETS_RUN).await
+    killed_while_committing(lab, PEERS, LETS_RUN).await
 }
 
 /// The source's agent dies when it has promised never to say Go; the next one goes on asking.
-async fn killed_while_asking(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
+async fn killed_while_asking(lab: &mut Lab, way: Way) -> anyhow::Result<()> {
     let armed = [(LOADED, Deed::Die), (ASKS, Deed::Die)];
-    let scene = Scene::set(lab, flow, Seal::Sealed, &armed).await?;
+    let scene = Scene::set(lab, way, Seal::Sealed, &armed).await?;
     is_gone(lab, LOADED).await?;
     is_gone(lab, ASKS).await?;
     let decision = scene.decision(lab).await?;
@@ -231,7 +225,7 @@ async fn killed_while_asking(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result
     let cell = Cell {
         phase: "Arbitrating journaled",
         fault: "the source's agent is killed, the destination's is dead",
-        flow,
+        flow: way.flow,
         expected: &[End::Stays],
     };
     scene.ends(lab, cell).await?;
@@ -239,17 +233,17 @@ async fn killed_while_asking(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result
 }
 
 pub async fn cell_source_agent_killed_asking_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_asking(lab, ManagedDirect).await
+    killed_while_asking(lab, MANAGED).await
 }
 
 pub async fn cell_source_agent_killed_asking_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed_while_asking(lab, PeerToPeer).await
+    killed_while_asking(lab, PEERS).await
 }
 
 /// The same where the destination is there and asks too, and nobody drives.
 pub async fn cell_source_agent_killed_asking_beside_the_destination(lab: &mut Lab) -> anyhow::Result<()> {
     let armed = [(LOADED, Deed::Wait), (TOLD, Deed::Pass)];
-    let scene = Scene::set(lab, ManagedDirect, Seal::Sealed, &armed).await?;
+    let scene = Scene::set(lab, MANAGED, Seal::Sealed, &armed).await?;
     Victim::Controller.kill(lab, &scene.guest)?;
     ASKS.arm(lab, Deed::Die)?;
     is_gone(lab, ASKS).await?;
@@ -260,7 +254,7 @@ pub async fn cell_source_agent_killed_asking_beside_the_destination(lab: &mut La
     let cell = Cell {
         phase: "Arbitrating journaled",
         fault: "the source's agent and the controller are killed",
-        flow: ManagedDirect,
+        flow: MANAGED.flow,
         expected: &[End::Moved],
     };
     scene.ends(lab, cell).await?;
@@ -269,7 +263,7 @@ pub async fn cell_source_agent_killed_asking_beside_the_destination(lab: &mut La
 
 /// Go is said and does not arrive, and the source's host does not reach the API server: the destination commits.
 pub async fn cell_go_lost_and_the_source_cut_off(lab: &mut Lab) -> anyhow::Result<()> {
-    let scene = about_to_say_go(lab, PeerToPeer, &[]).await?;
+    let scene = about_to_say_go(lab, PEERS, &[]).await?;
     let network = lab.network.clone();
     network.part_from_api(1, true)?;
     network.part_agents(1, 2, true)?;
@@ -287,7 +281,7 @@ pub async fn cell_go_lost_and_the_source_cut_off(lab: &mut Lab) -> anyhow::Resul
     let cell = Cell {
         phase: "Go journaled",
         fault: "Go is lost, the source does not reach the API server",
-        flow: PeerToPeer,
+        flow: PEERS.flow,
         expected: &[End::Moved],
     };
     scene.ends(lab, cell).await?;
@@ -295,9 +289,9 @@ pub async fn cell_go_lost_and_the_source_cut_off(lab: &mut Lab) -> anyhow::Resul
 }
 
 /// The destination's host reaches nobody: the source has the record say Aborted.
-async fn destination_cut_off(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
+async fn destination_cut_off(lab: &mut Lab, way: Way) -> anyhow::Result<()> {
     let armed = [(LOADED, Deed::Wait), (TOLD, Deed::Pass)];
-    let scene = Scene::set(lab, flow, Seal::Sealed, &armed).await?;
+    let scene = Scene::set(lab, way, Seal::Sealed, &armed).await?;
     let network = lab.network.clone();
     network.swallow(2, true)?;
     let outcome = async {
@@ -314,7 +308,7 @@ async fn destination_cut_off(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result
     let cell = Cell {
         phase: "loaded, before Ready",
         fault: "the destination's host reaches nobody",
-        flow,
+        flow: way.flow,
         expected: &[End::Stays],
     };
     scene.ends(lab, cell).await?;
@@ -322,16 +316,16 @@ async fn destination_cut_off(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result
 }
 
 pub async fn cell_destination_cut_off_loaded_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    destination_cut_off(lab, ManagedDirect).await
+    destination_cut_off(lab, MANAGED).await
 }
 
 pub async fn cell_destination_cut_off_loaded_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    destination_cut_off(lab, PeerToPeer).await
+    destination_cut_off(lab, PEERS).await
 }
 
 /// Go is said and does not arrive, and neither reaches the API server: the guest stands still until one does.
 pub async fn cell_go_lost_and_both_cut_off(lab: &mut Lab) -> anyhow::Result<()> {
-    let scene = about_to_say_go(lab, PeerToPeer, &[]).await?;
+    let scene = about_to_say_go(lab, PEERS, &[]).await?;
     let network = lab.network.clone();
     network.part_from_api(1, true)?;
     network.part_from_api(2, true)?;
@@ -358,7 +352,7 @@ pub async fn cell_go_lost_and_both_cut_off(lab: &mut Lab) -> anyhow::Result<()> 
     let cell = Cell {
         phase: "Go journaled",
         fault: "Go is lost, nobody reaches the API server",
-        flow: PeerToPeer,
+        flow: PEERS.flow,
         expected: &[End::Moved],
     };
     scene.ends(lab, cell).await?;
@@ -368,9 +362,9 @@ pub async fn cell_go_lost_and_both_cut_off(lab: &mut Lab) -> anyhow::Result<()> 
 /// The stream fails at the switchover of a guest that was not sealed: its hypervisor lets it run again by itself, and the
 /// source never says Go. Nobody waits for anything: the destination was not told that the source stands still, and its
 /// agent tells nothing.
-async fn unsealed_late_failure(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
+async fn unsealed_late_failure(lab: &mut Lab, way: Way) -> anyhow::Result<()> {
     let armed = [(SWITCHES_OVER, Deed::Wait)];
-    let scene = Scene::set(lab, flow, Seal::Unsealed, &armed).await?;
+    let scene = Scene::set(lab, way, Seal::Unsealed, &armed).await?;
     let destination = (agent(lab, 2)?, scene.guest.process(lab, 2)?);
     let outcome = async {
         for stopped in [&destination.0, &destination.1] {
@@ -400,7 +394,7 @@ async fn unsealed_late_failure(lab: &mut Lab, flow: ControlFlow) -> anyhow::Resu
     let cell = Cell {
         phase: "switchover, unsealed",
         fault: "the stream fails, the destination's agent stands still",
-        flow,
+        flow: way.flow,
         expected: &[End::Stays],
     };
     scene.ends(lab, cell).await?;
@@ -426,18 +420,18 @@ fn unread(lab: &Lab) -> anyhow::Result<u64> {
 }
 
 pub async fn cell_unsealed_stream_failed_at_the_switchover_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    unsealed_late_failure(lab, ManagedDirect).await
+    unsealed_late_failure(lab, MANAGED).await
 }
 
 pub async fn cell_unsealed_stream_failed_at_the_switchover_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    unsealed_late_failure(lab, PeerToPeer).await
+    unsealed_late_failure(lab, PEERS).await
 }
 
 /// The destination's hypervisor dies while the source's waits at the gate: nothing of the switchover was sent, and the
 /// source goes on by itself, whoever is away.
-async fn failed_at_the_gate(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<()> {
+async fn failed_at_the_gate(lab: &mut Lab, way: Way) -> anyhow::Result<()> {
     let armed = [(SWITCHES_OVER, Deed::Wait)];
-    let scene = Scene::set(lab, flow, Seal::Unsealed, &armed).await?;
+    let scene = Scene::set(lab, way, Seal::Unsealed, &armed).await?;
     let destination = agent(lab, 2)?;
     ensure!(processes::signal(&destination, Signal::STOP), "it had gone");
     let outcome = async {
@@ -453,7 +447,7 @@ async fn failed_at_the_gate(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<
     let cell = Cell {
         phase: "gate, unsealed",
         fault: "the stream fails, the destination's agent stands still",
-        flow,
+        flow: way.flow,
         expected: &[End::Stays],
     };
     scene.ends(lab, cell).await?;
@@ -461,9 +455,9 @@ async fn failed_at_the_gate(lab: &mut Lab, flow: ControlFlow) -> anyhow::Result<
 }
 
 pub async fn cell_unsealed_stream_failed_at_the_gate_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    failed_at_the_gate(lab, ManagedDirect).await
+    failed_at_the_gate(lab, MANAGED).await
 }
 
 pub async fn cell_unsealed_stream_failed_at_the_gate_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    failed_at_the_gate(lab, PeerToPeer).await
+    failed_at_the_gate(lab, PEERS).await
 }

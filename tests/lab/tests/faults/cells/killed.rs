@@ -2,12 +2,12 @@
 //! at once: the guest moves, or stays, and runs once.
 
 use anyhow::Context as _;
-use godwit_crds::migration::ControlFlow::{self, ManagedDirect, PeerToPeer};
 use godwit_lab::Lab;
 
 use super::point::{Deed, Point};
 use super::scene::{Scene, is_gone};
 use super::table::Cell;
+use super::way::{MANAGED, PEERS, Way};
 use crate::attempt::End;
 use crate::crashes::Seal;
 
@@ -130,18 +130,18 @@ const DESTINATION: [Moment; 6] = [
     ),
 ];
 
-async fn killed(lab: &mut Lab, flow: ControlFlow, moments: &[Moment]) -> anyhow::Result<()> {
+async fn killed(lab: &mut Lab, way: Way, moments: &[Moment]) -> anyhow::Result<()> {
     for moment in moments {
-        killed_at(lab, flow, moment)
+        killed_at(lab, way, moment)
             .await
             .with_context(|| moment.point.name)?;
     }
     Ok(())
 }
 
-async fn killed_at(lab: &mut Lab, flow: ControlFlow, moment: &Moment) -> anyhow::Result<()> {
+async fn killed_at(lab: &mut Lab, way: Way, moment: &Moment) -> anyhow::Result<()> {
     let armed = [(moment.point, Deed::Die)];
-    let scene = Scene::set(lab, flow, moment.seal, &armed).await?;
+    let scene = Scene::set(lab, way, moment.seal, &armed).await?;
     is_gone(lab, moment.point).await?;
     lab.restart_agent(moment.point.host)?;
     let cell = Cell {
@@ -151,7 +151,7 @@ async fn killed_at(lab: &mut Lab, flow: ControlFlow, moment: &Moment) -> anyhow:
         } else {
             "the destination's agent is killed and started again"
         },
-        flow,
+        flow: way.flow,
         expected: moment.expected,
     };
     scene.ends(lab, cell).await?;
@@ -159,17 +159,17 @@ async fn killed_at(lab: &mut Lab, flow: ControlFlow, moment: &Moment) -> anyhow:
 }
 
 pub async fn cell_source_agent_killed_at_each_entry_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed(lab, ManagedDirect, &SOURCE).await
+    killed(lab, MANAGED, &SOURCE).await
 }
 
 pub async fn cell_source_agent_killed_at_each_entry_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed(lab, PeerToPeer, &SOURCE).await
+    killed(lab, PEERS, &SOURCE).await
 }
 
 pub async fn cell_destination_agent_killed_at_each_entry_managed(lab: &mut Lab) -> anyhow::Result<()> {
-    killed(lab, ManagedDirect, &DESTINATION).await
+    killed(lab, MANAGED, &DESTINATION).await
 }
 
 pub async fn cell_destination_agent_killed_at_each_entry_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
-    killed(lab, PeerToPeer, &DESTINATION).await
+    killed(lab, PEERS, &DESTINATION).await
 }

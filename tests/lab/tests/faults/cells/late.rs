@@ -1,20 +1,19 @@
 //! A hypervisor's late failures, at either side of the switchover: its peer dies, it dies itself, the stream is cut, the
 //! user cancels. The cells are data; each row is tried in both flows and has a name for each.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use godwit_crds::migration::ControlFlow::{self, ManagedDirect, PeerToPeer};
 use godwit_lab::Lab;
 use godwit_lab::cases::LeftOut;
-use godwit_lab::hosts::MIGRATION_PORTS;
+use godwit_lab::processes;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
 use super::point::{Deed, Point};
 use super::scene::{Scene, fresh};
 use super::table::Cell;
+use super::way::{MANAGED, PEERS, Way, relay, reset_stream};
 use crate::attempt::{Attempt, End, migrations};
 use crate::crashes::{MOST_MISSED, SLOW, Victim, missed};
 use crate::guest::{Guest, until_within};
@@ -22,20 +21,22 @@ use crate::guest::{Guest, until_within};
 /// A point that is not reached by then has been passed by another way.
 const COMES_WITHIN: Duration = Duration::from_secs(30);
 
-const SOURCE: usize = 1;
-const DESTINATION: usize = 2;
+pub const SOURCE: usize = 1;
+pub const DESTINATION: usize = 2;
 
-const MOVED: &[End] = &[End::Moved];
-const STAYS: &[End] = &[End::Stays];
-const LOST: &[End] = &[End::Lost];
-const EITHER: &[End] = &[End::Stays, End::Moved];
-const STAYS_OR_LOST: &[End] = &[End::Stays, End::Lost];
+pub const MOVED: &[End] = &[End::Moved];
+pub const STAYS: &[End] = &[End::Stays];
+pub const LOST: &[End] = &[End::Lost];
+pub const EITHER: &[End] = &[End::Stays, End::Moved];
+pub const STAYS_OR_LOST: &[End] = &[End::Stays, End::Lost];
 
 /// What happens at the point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub enum Fault {
     /// The hypervisor of that host dies while the agent stands at it.
     Hypervisor(usize),
+    /// The relay of that host dies while the agent stands at it.
+    Relay(usize),
     /// The connections on which memory travels are reset at both ends while the agent stands at it.
     StreamCut,
     /// The user cancels while the agent stands at it.
@@ -44,7 +45,7 @@ enum Fault {
 
 /// Which guest is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     /// Little to move: its hypervisor converges by itself, or is stopped just before.
     Idle,
     /// It changes its memory all the time, and is always sealed.
@@ -53,42 +54,42 @@ enum Kind {
 
 /// Where an agent is held.
 #[derive(Clone, Copy, Debug)]
-struct Moment {
-    point: Point,
-    phase: &'static str,
+pub struct Moment {
+    pub point: Point,
+    pub phase: &'static str,
 }
 
 /// The guest runs, and is to be stopped while its stream is active.
-const SEAL: Moment = Moment {
+pub const SEAL: Moment = Moment {
     point: Point::of(SOURCE, "source.before.Pause"),
     phase: "before the seal",
 };
 /// All but the last of its state has gone over.
-const SWITCHOVER: Moment = Moment {
+pub const SWITCHOVER: Moment = Moment {
     point: Point::of(SOURCE, "source.before.SwitchOver"),
     phase: "before the switchover",
 };
-const COMPLETED: Moment = Moment {
+pub const COMPLETED: Moment = Moment {
     point: Point::of(SOURCE, "source.event.StreamCompleted"),
     phase: "stream completed",
 };
-const LOADED: Moment = Moment {
+pub const LOADED: Moment = Moment {
     point: Point::of(DESTINATION, "destination.event.Loaded"),
     phase: "loaded, before Ready",
 };
 /// Nothing is written down yet.
-const TOLD_GO: Moment = Moment {
+pub const TOLD_GO: Moment = Moment {
     point: Point::of(DESTINATION, "destination.event.Finish"),
     phase: "Go arrives",
 };
 
 #[derive(Clone, Copy, Debug)]
-struct Row {
-    moment: Moment,
-    fault: Fault,
-    kind: Kind,
-    flow: ControlFlow,
-    expected: &'static [End],
+pub struct Row {
+    pub moment: Moment,
+    pub fault: Fault,
+    pub kind: Kind,
+    pub way: Way,
+    pub expected: &'static [End],
 }
 
 impl Fault {
@@ -96,23 +97,24 @@ impl Fault {
         match self {
             Self::Hypervisor(SOURCE) => "the source's hypervisor dies",
             Self::Hypervisor(_) => "the destination's hypervisor dies",
+            Self::Relay(SOURCE) => "the source's relay dies",
+            Self::Relay(_) => "the destination's relay dies",
             Self::StreamCut => "the stream is cut",
             Self::Cancel => "the user cancels",
         }
     }
 
     /// Has it happen, and the agent go on.
-    async fn strikes(
-        self,
-        lab: &mut Lab,
-        point: Point,
-        guest: &Guest,
-        attempt: &Attempt,
-    ) -> anyhow::Result<()> {
+    async fn strikes(self, lab: &mut Lab, row: &Row, guest: &Guest, attempt: &Attempt) -> anyhow::Result<()> {
         match self {
             Self::Hypervisor(SOURCE) => Victim::SourceHypervisor.kill(lab, guest)?,
             Self::Hypervisor(_) => Victim::DestinationHypervisor.kill(lab, guest)?,
-            Self::StreamCut => reset_stream(lab)?,
+            Self::Relay(host) => {
+                let relay = relay(lab, host)?;
+                let left = processes::kill(std::slice::from_ref(&relay));
+                ensure!(left.is_empty(), "still there: {left:?}");
+            }
+            Self::StreamCut => reset_stream(lab, row.way.transport)?,
             Self::Cancel => {
                 let patch = Patch::Merge(json!({"spec": {"cancel": true}}));
                 migrations(lab)
@@ -120,26 +122,11 @@ impl Fault {
                     .await?;
             }
         }
-        point.release(lab)
+        row.moment.point.release(lab)
     }
 }
 
-/// Resets what comes in at the destination's migration ports, as a firewall does that has forgotten it.
-fn reset_stream(lab: &mut Lab) -> anyhow::Result<()> {
-    let (first, last) = MIGRATION_PORTS;
-    let output = lab
-        .host(DESTINATION)?
-        .command(Path::new("ss"))
-        .args(["-HKt", "state", "established"])
-        .arg(format!("( sport >= :{first} and sport <= :{last} )"))
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ss: {said}");
-    ensure!(!output.stdout.is_empty(), "no connection was reset: {said}");
-    Ok(())
-}
-
-async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
+pub async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
     let Moment { point, phase } = row.moment;
     if !lab.network.separate() && (row.kind == Kind::Busy || row.fault == Fault::StreamCut) {
         return Err(LeftOut("links cannot be shaped or cut").into());
@@ -154,7 +141,7 @@ async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
         if row.kind == Kind::Busy {
             lab.network.shape(SOURCE, Some(SLOW))?;
         }
-        let ordered = Attempt::order_driven(lab, row.flow, &guest.name, "h2").await;
+        let ordered = Scene::order(lab, row.way, &guest).await;
         let reached = until_within(COMES_WITHIN, "the point is reached", async || {
             Ok(point.is_reached(lab)?.then_some(()))
         })
@@ -168,14 +155,20 @@ async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
             missed(lab, attempt, guest).await?;
             continue;
         }
-        row.fault.strikes(lab, point, &guest, &attempt).await?;
+        row.fault.strikes(lab, &row, &guest, &attempt).await?;
         let cell = Cell {
             phase,
             fault: row.fault.told(),
-            flow: row.flow,
+            flow: row.way.flow,
             expected: row.expected,
         };
-        Scene { guest, attempt }.ends(lab, cell).await?;
+        Scene {
+            guest,
+            attempt,
+            way: row.way,
+        }
+        .ends(lab, cell)
+        .await?;
         return Ok(());
     }
     bail!("{point:?} was missed {MOST_MISSED} times")
@@ -190,7 +183,7 @@ macro_rules! rows {
                     moment: $moment,
                     fault: $fault,
                     kind: Kind::$kind,
-                    flow: ManagedDirect,
+                    way: MANAGED,
                     expected: $expected,
                 })
                 .await
@@ -201,7 +194,7 @@ macro_rules! rows {
                     moment: $moment,
                     fault: $fault,
                     kind: Kind::$kind,
-                    flow: PeerToPeer,
+                    way: PEERS,
                     expected: $expected,
                 })
                 .await

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use godwit_crds::Decision;
-use godwit_crds::migration::ControlFlow;
+use godwit_crds::migration::Transport;
 use godwit_lab::cases::LeftOut;
 use godwit_lab::{Lab, processes};
 use rustix::process::Signal;
 
 use super::point::{Deed, Point, clear};
 use super::table::{self, Cell};
+use super::way::{Way, no_relay_is_left};
 use crate::attempt::{Attempt, End, journaled, record};
 use crate::crashes::{MOST_MISSED, SLOW, Seal, agent, missed};
 use crate::guest::{Guest, until, until_within};
@@ -23,16 +24,12 @@ const COMES_WITHIN: Duration = Duration::from_secs(30);
 pub struct Scene {
     pub guest: Guest,
     pub attempt: Attempt,
+    pub way: Way,
 }
 
 impl Scene {
     /// Orders a move and waits until these points are reached, of which some may hold it there.
-    pub async fn set(
-        lab: &mut Lab,
-        flow: ControlFlow,
-        seal: Seal,
-        armed: &[(Point, Deed)],
-    ) -> anyhow::Result<Self> {
+    pub async fn set(lab: &mut Lab, way: Way, seal: Seal, armed: &[(Point, Deed)]) -> anyhow::Result<Self> {
         if !lab.network.separate() {
             return Err(LeftOut("links cannot be cut").into());
         }
@@ -49,7 +46,7 @@ impl Scene {
             if seal == Seal::Sealed {
                 lab.network.shape(1, Some(SLOW))?;
             }
-            let ordered = Attempt::order_driven(lab, flow, &guest.name, "h2").await;
+            let ordered = Scene::order(lab, way, &guest).await;
             let reached = until_within(COMES_WITHIN, "all points are reached", async || {
                 for (point, _) in armed {
                     if !point.is_reached(lab)? {
@@ -65,12 +62,17 @@ impl Scene {
             let attempt = ordered?;
             let sealed = SEALED.is_reached(lab)?;
             if reached.is_ok() && sealed == (seal == Seal::Sealed) {
-                return Ok(Self { guest, attempt });
+                return Ok(Self { guest, attempt, way });
             }
             fresh(lab).await?;
             missed(lab, attempt, guest).await?;
         }
         bail!("{armed:?} was missed {MOST_MISSED} times")
+    }
+
+    /// Orders a guest's move to host 2.
+    pub async fn order(lab: &Lab, way: Way, guest: &Guest) -> anyhow::Result<Attempt> {
+        Attempt::order_over(lab, way.flow, way.transport, &guest.name, "h2").await
     }
 
     pub fn journaled(&self, lab: &mut Lab, host: usize, entry: &str) -> anyhow::Result<bool> {
@@ -125,8 +127,11 @@ impl Scene {
         let silence = self.guest.observer.verdict().longest_silence;
         let silence = silence.map(|silence| Duration::from_nanos(silence.length_ns));
         let ended = self.attempt.settles(lab, self.guest, cell.expected).await?;
+        if self.way.transport == Transport::Tunnelled {
+            no_relay_is_left(lab).await?;
+        }
         println!("  {:?}, {}: {}", ended.end, ended.reason, ended.message);
-        table::note(cell, ended.end, silence);
+        table::note_over(cell, self.way.transport, ended.end, silence);
         clear(lab)?;
         Ok(ended.end)
     }
