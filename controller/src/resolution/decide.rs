@@ -177,24 +177,24 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
             ),
         );
     }
-    if !record_change::settled(record) {
-        return match record_change::take_in(record, &word) {
-            Change::Write(_) => {
-                Verdict::to(Deed::TakeIn, "The word is being written into the guest's record.")
-            }
-            Change::Refuse(why) => refused(&why),
-            Change::Already => facts.ending(),
-        };
-    }
-    if let Some((active, uid)) = facts.active {
-        return if taken_in.is_some() || spec.migration.as_deref() == Some(uid) {
-            facts.ending()
-        } else {
-            Verdict::refused(
+    let named = |uid: &str| spec.migration.as_deref() == Some(uid);
+    match facts.active {
+        Some((active, uid)) if !named(uid) => {
+            return Verdict::refused(
                 Reason::Overtaken,
                 format!("Migration {active} of the guest is on its way. Look again when it has ended."),
-            )
-        };
+            );
+        }
+        None if record_change::settled(record) => {}
+        Some(_) | None => {
+            return match record_change::take_in(record, &word) {
+                Change::Write(_) => {
+                    Verdict::to(Deed::TakeIn, "The word is being written into the guest's record.")
+                }
+                Change::Refuse(why) => refused(&why),
+                Change::Already => facts.ending(),
+            };
+        }
     }
     match spec.action {
         ResolutionAction::Wait | ResolutionAction::ResumeSource if taken_in.is_none() => {

@@ -22,43 +22,48 @@ pub struct Word {
 }
 
 impl Word {
-    fn recorded(&self, migration: Option<String>, lost: bool, cold_start: Option<i64>) -> Resolution {
-        Resolution {
-            uid: self.uid.clone(),
-            by: self.by.clone(),
-            fenced: self.fenced.clone(),
-            migration,
-            lost,
-            cold_start,
-        }
-    }
-
     fn has_fenced(&self, host: &str) -> bool {
         self.fenced.iter().any(|fenced| fenced == host)
     }
 }
 
-/// Takes the word into the record of a guest whose migration is undecided: whoever reads the record then knows who is
-/// fenced. The source's image goes on by it only where the record proves that the destination never started its own.
+/// Takes the word into the record of a guest whose migration has not ended: whoever reads the record then knows who is
+/// fenced. Also one that is decided may have to end without a host that is gone. The source's image goes on by it only where the record proves that the destination never started its own.
 pub fn take_in(record: &GuestRecordSpec, word: &Word) -> Change {
     if recorded(record, word).is_some() {
         return Change::Already;
     }
-    let armed = record.migration.as_ref().filter(|_| !settled(record));
-    let Some(armed) = armed.filter(|armed| {
-        Some(&armed.uid) == word.migration.as_ref()
-            && record.epoch == word.epoch
-            && record.holder == armed.source
-    }) else {
+    let about = |uid: &String| Some(uid) == word.migration.as_ref() && of_this_state(record, word);
+    let Some(armed) = record.migration.as_ref().filter(|armed| about(&armed.uid)) else {
         return Change::Refuse(Refused::Overtaken);
     };
     // Of another host nothing follows.
     if !word.has_fenced(&armed.source) && !word.has_fenced(&armed.destination) {
         return Change::Refuse(Refused::NotFenced(armed.destination.clone()));
     }
-    let lost = word.action == ResolutionAction::ColdStart;
+    // What was said of this migration before stays said: a fence is a fact.
+    let earlier = record
+        .resolution
+        .as_ref()
+        .filter(|known| known.migration.as_ref() == Some(&armed.uid));
+    let known = |host: &&String| {
+        word.has_fenced(host) || earlier.is_some_and(|earlier| earlier.fenced.contains(host))
+    };
+    let fenced: Vec<String> = [&armed.source, &armed.destination]
+        .into_iter()
+        .filter(known)
+        .cloned()
+        .collect();
+    let lost = word.action == ResolutionAction::ColdStart || earlier.is_some_and(|earlier| earlier.lost);
     let mut next = GuestRecordSpec {
-        resolution: Some(word.recorded(Some(armed.uid.clone()), lost, None)),
+        resolution: Some(Resolution {
+            uid: word.uid.clone(),
+            by: word.by.clone(),
+            fenced,
+            migration: Some(armed.uid.clone()),
+            lost,
+            cold_start: None,
+        }),
         evidence: format!("{} has fenced {}", word.by, word.fenced.join(" and ")),
         ..record.clone()
     };
@@ -68,7 +73,8 @@ pub fn take_in(record: &GuestRecordSpec, word: &Word) -> Change {
             if !word.has_fenced(&armed.destination) {
                 return Change::Refuse(Refused::NotFenced(armed.destination.clone()));
             }
-            if !(armed.strict && record.decision == Decision::Committed && !record.started) {
+            let committed = record.decision == Decision::Committed && record.holder == armed.source;
+            if !(armed.strict && committed && !record.started) {
                 return Change::Refuse(Refused::NotResumable);
             }
             next.decision = Decision::Reverted;
@@ -101,15 +107,24 @@ pub fn cold_start(record: &GuestRecordSpec, word: &Word, host: &str) -> Change {
     let Some(epoch) = record.epoch.checked_add(1) else {
         return Change::Refuse(Refused::Overtaken);
     };
-    let migration = recorded(record, word).and_then(|recorded| recorded.migration.clone());
-    let lost = recorded(record, word).is_some_and(|recorded| recorded.lost);
+    let said = recorded(record, word).cloned().unwrap_or_else(|| Resolution {
+        uid: word.uid.clone(),
+        by: word.by.clone(),
+        fenced: word.fenced.clone(),
+        migration: None,
+        lost: false,
+        cold_start: None,
+    });
     Change::Write(Box::new(GuestRecordSpec {
         holder: host.into(),
         epoch,
         migration: None,
         decision: Decision::None,
         started: false,
-        resolution: Some(word.recorded(migration, lost, Some(epoch))),
+        resolution: Some(Resolution {
+            cold_start: Some(epoch),
+            ..said
+        }),
         evidence: format!(
             "{} has fenced {} and has the guest started afresh on {host}",
             word.by, record.holder
@@ -293,6 +308,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_was_said_of_a_migration_stays_said() {
+        let armed = written(arm(&at_rest(), &attempt(false)));
+        let lost = written(take_in(&armed, &word(&["b"], ResolutionAction::ColdStart)));
+        let next = Word {
+            uid: "w2".into(),
+            ..word(&["a", "c"], ResolutionAction::Wait)
+        };
+        let said = written(take_in(&lost, &next)).resolution.unwrap();
+        assert_eq!(said.fenced, ["a", "b"]);
+        assert!(said.lost);
     }
 
     #[test]

@@ -55,9 +55,9 @@ impl Destination {
                 };
                 self.commit(go)
             }
-            Stage::PrepareJournal | Stage::Launching | Stage::Prepared { .. } | Stage::Receiving
-                if ordered =>
-            {
+            // What nobody has connected to is given up where the record says that the source is gone for good.
+            Stage::Prepared { .. } if ordered => Step::one(DestinationEffect::ReadRecord),
+            Stage::PrepareJournal | Stage::Launching | Stage::Receiving if ordered => {
                 Step::refuse(Refusal::TooEarly)
             }
             // Without a journal the guest is never let run, and nothing is promised.
@@ -100,6 +100,7 @@ impl Destination {
             Stage::Asking | Stage::Committing { .. } | Stage::Marking { .. } if over => {
                 self.revert(Cause::Reverted, true)
             }
+            Stage::Prepared { .. } if source_fenced => self.revert(Cause::SourceDied, true),
             // Rule 5: a fenced host runs nothing any more; what the guest was to do there, nobody can say otherwise.
             Stage::Asking if source_fenced => {
                 let standing = Standing {

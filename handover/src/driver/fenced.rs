@@ -38,15 +38,16 @@ impl Driver {
             SideView::Unheard => Next::wait(Wait::Destination),
             SideView::NoSuchMigration => Next::write(DriverEffect::DecideRecord(Decision::Aborted)),
             SideView::Reported(report) => match report {
-                DestinationReport::Preparing
-                | DestinationReport::Prepared(_)
-                | DestinationReport::Receiving => {
-                    Next::order_destination(DriverEffect::AbortDestination(Cause::SourceDied))
+                // It reads the record by itself, and commits it, or gives up what nobody will ever send. Never told to
+                // give up: the report may be old, and the guest whole by now.
+                DestinationReport::Prepared(_) | DestinationReport::Loaded => {
+                    Next::order_destination(DriverEffect::ArbitrateDestination)
                 }
-                // It reads the record by itself, and commits it.
-                DestinationReport::Loaded => Next::order_destination(DriverEffect::ArbitrateDestination),
                 DestinationReport::Blocked => Next::wait(Wait::Decision),
-                DestinationReport::Deciding
+                // A stream without a source ends by itself.
+                DestinationReport::Preparing
+                | DestinationReport::Receiving
+                | DestinationReport::Deciding
                 | DestinationReport::Starting
                 | DestinationReport::Reverting(_) => Next::wait(Wait::Destination),
                 DestinationReport::Holding { .. } | DestinationReport::Lost(_) => {

@@ -41,8 +41,23 @@ pub enum Action {
     StreamEnds,
     /// The source sees that its peer is gone.
     PeerGone,
+    /// An administrator speaks of a host that is gone for good.
+    Say(Said),
+    /// The guest is started afresh by his word.
+    ColdStart,
     /// Costs one of the budget.
     Fault(Fault),
+}
+
+/// An administrator's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Said {
+    /// What is gone is fenced.
+    Fenced,
+    /// And what a fenced destination may have run is lost.
+    Lost,
+    /// The source's image is to go on.
+    Resume,
 }
 
 /// Something that need not ever happen.
@@ -56,6 +71,9 @@ pub enum Fault {
     /// The agent and the hypervisor at once; the journal outlives them.
     SourceHostReboots,
     DestinationHostReboots,
+    /// The same, and it never comes back.
+    SourceHostLost,
+    DestinationHostLost,
     /// The controller that drives dies, and the next one starts from what is so.
     DriverRestart,
     /// The same, and it takes an old version of the record for the present one.
@@ -145,7 +163,9 @@ impl Action {
             | Action::Acknowledge
             | Action::SelfRestart
             | Action::StreamEnds
-            | Action::PeerGone => false,
+            | Action::PeerGone
+            | Action::Say(_)
+            | Action::ColdStart => false,
         }
     }
 }

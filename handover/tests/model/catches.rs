@@ -82,6 +82,8 @@ caught! {
     mutant_revert_not_written_is_caught: RevertNotWritten, SourceDrives, SOMEBODY, [DestinationProcessDies];
     // Rule 5
     mutant_host_lost_unfenced_is_caught: HostLostUnfenced, ControllerDrives, ONE_COPY, [DestinationAgentCrash];
+    mutant_fence_unproved_is_caught: FenceUnproved, ControllerDrives, ONE_COPY, [];
+    mutant_resumed_after_start_is_caught: ResumedAfterStart, ControllerDrives, NO_WAY_BACK, [DestinationHostLost];
     // Rule 6
     mutant_advance_before_report_is_caught: AdvanceOnGo, ControllerDrives, IMAGE, [];
     mutant_destroy_while_named_is_caught: DestroyWhileNamed, ControllerDrives, NAMED, [];

@@ -23,6 +23,9 @@ impl Migration {
     pub fn faults(&self, w: &World, faults: &mut Vec<Fault>) {
         self.at_source(w, faults);
         at_destination(w, faults);
+        if self.loses_hosts() && w.destination_agent.up {
+            faults.push(Fault::DestinationHostLost);
+        }
         self.around(w, faults);
     }
 
@@ -32,6 +35,9 @@ impl Migration {
             faults.push(Fault::SourceAgentCrash);
             if process.alive {
                 faults.push(Fault::SourceHostReboots);
+            }
+            if self.loses_hosts() {
+                faults.push(Fault::SourceHostLost);
             }
             if let Some(SourceTodo::Effect(effect)) = agent.todo.first() {
                 faults.extend(match effect {
@@ -142,6 +148,16 @@ impl Migration {
             Fault::DestinationHostReboots => {
                 w.destination.die();
                 w.destination_agent_goes();
+            }
+            Fault::SourceHostLost => {
+                w.source.die();
+                w.source_agent_goes(self.flow);
+                w.source_gone = true;
+            }
+            Fault::DestinationHostLost => {
+                w.destination.die();
+                w.destination_agent_goes();
+                w.destination_gone = true;
             }
             Fault::DriverRestart | Fault::DriverRestartOnOldRecord => {
                 let old = (fault == Fault::DriverRestartOnOldRecord)

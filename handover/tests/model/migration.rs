@@ -27,15 +27,20 @@ impl Migration {
     /// Everything that can happen next; some of it changes nothing.
     pub fn enabled(&self, w: &World, actions: &mut Vec<Action>) {
         if !w.source_agent.up {
-            actions.push(Action::SourceAgentRestart);
+            if !w.source_gone {
+                actions.push(Action::SourceAgentRestart);
+            }
         } else if !w.source_agent.todo.is_empty() {
             actions.push(Action::SourceWork);
         }
         if !w.destination_agent.up {
-            actions.push(Action::DestinationAgentRestart);
+            if !w.destination_gone {
+                actions.push(Action::DestinationAgentRestart);
+            }
         } else if !w.destination_agent.todo.is_empty() {
             actions.push(Action::DestinationWork);
         }
+        self.administrator(w, actions);
         self.drivers(w, actions);
         if w.destination_agent.up && w.destinations_wish().is_some() {
             actions.push(Action::DestinationWrites);

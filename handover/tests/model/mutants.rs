@@ -51,6 +51,10 @@ pub enum Mutant {
     RevertNotWritten,
     /// Rule 5: a destination host that was lost after Go is declared dead without having been fenced.
     HostLostUnfenced,
+    /// Rule 5: a fence is believed of a host that is alive.
+    FenceUnproved,
+    /// Rule 5: a source's image goes on by an administrator's word although the destination may have run its own.
+    ResumedAfterStart,
     /// Rule 6: the record is advanced on the source's Go instead of the destination's report.
     AdvanceOnGo,
     /// Rule 6: the source lets go as soon as the destination reports; nobody has advanced the record.

@@ -132,7 +132,8 @@ impl World {
     /// record has decided against may not run any more, whatever became of the source since.
     pub fn destroy_destination(&mut self) {
         let d = &self.destination;
-        let decided_against = self.record.view().reverted_for(&terms());
+        let record = self.record.view();
+        let decided_against = record.reverted_for(&terms()) || self.is_given_up();
         let last_valid = !decided_against
             && d.alive
             && d.loaded
@@ -145,8 +146,15 @@ impl World {
         self.destination.die();
     }
 
+    /// An administrator has given up for lost what the destination may have run; the source's image is older than that.
+    fn is_given_up(&self) -> bool {
+        let record = self.record.view();
+        record.given_up(&terms()) || record.left_behind(&terms())
+    }
+
     pub fn destroy_source(&mut self) {
-        if self.source.alive && !self.executed && !(self.source.ended || self.destination_holds()) {
+        let worthless = self.source.ended || self.destination_holds() || self.is_given_up();
+        if self.source.alive && !self.executed && !worthless {
             self.breaks(Broken::ImageDestroyed);
         }
         if self.source.alive && self.record.names_source() {

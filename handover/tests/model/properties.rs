@@ -54,7 +54,10 @@ impl Model for Migration {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            always(ONE_COPY, |_, w| !(w.source.running && w.destination.running)),
+            always(ONE_COPY, |_, w| {
+                let copies = [w.source.running, w.destination.running, w.afresh];
+                copies.into_iter().filter(|runs| *runs).count() <= 1
+            }),
             always(NO_WAY_BACK, |_, w| !(w.executed && w.source.running)),
             always(SOMEBODY, |m, w| w.somebody_runs() || m.moves(w)),
             always(SUCCEEDED, |_, w| {
@@ -99,7 +102,7 @@ fn outcomes(w: &World) -> impl Iterator<Item = Outcome> {
 fn recorded(w: &World, outcome: Outcome) -> bool {
     let record = w.record.view();
     if !w.record.is_for(&terms()) {
-        return record.migration.is_some() || matches!(outcome, Outcome::Aborted(_));
+        return record.migration.is_some() || w.afresh || matches!(outcome, Outcome::Aborted(_));
     }
     match outcome {
         Outcome::Succeeded { .. } => record.advanced_for(&terms()),
@@ -147,7 +150,8 @@ impl World {
         let both = s.alive && d.alive && d.loaded;
         let source_only = s.alive && !both;
         let destination_only = !s.alive && d.alive && d.loaded && !self.stale;
-        runs || !(both || source_only || destination_only)
+        runs || self.afresh
+            || !(both || source_only || destination_only)
             || self.destination_holds()
             || self.kept_by_a_journal()
     }
@@ -172,6 +176,8 @@ impl World {
     /// No person is needed where the destination runs the guest.
     fn is_settled(&self) -> bool {
         let succeeded = outcomes(self).any(|outcome| outcome == Outcome::Succeeded { running: true });
-        !self.destination.running || succeeded || !self.journals_are_good()
+        // Where the driver is gone for good, whoever watches reads the record and asks the destination.
+        let recorded = self.source_gone && self.record.view().advanced_for(&terms());
+        !self.destination.running || succeeded || recorded || !self.journals_are_good()
     }
 }

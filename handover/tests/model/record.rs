@@ -1,10 +1,10 @@
 //! The guest's record: an object at an API server, changed as production changes it ([`crate::record_change`]), and an
 //! eye on every change.
 
-use godwit_handover::{Decision, RecordView, Terms, Word};
+use godwit_handover::{Decision, RecordView, Terms};
 
 use crate::guest_record::{Decision as Written, GuestRecordSpec, GuestReference};
-use crate::record_change::{self, Attempt, Change};
+use crate::record_change::{self, Attempt, Change, Word};
 use crate::shared::Shared;
 
 /// The migration that comes after the one of the model.
@@ -88,7 +88,7 @@ impl Record {
                 Written::Reverted => Decision::Reverted,
             },
             started: self.0.started,
-            word: self.0.resolution.as_ref().map(|word| Word {
+            word: self.0.resolution.as_ref().map(|word| godwit_handover::Word {
                 migration: word.migration.clone(),
                 fenced: word.fenced.clone(),
                 lost: word.lost,
@@ -161,6 +161,31 @@ impl Record {
             record: Shared::new(record),
             against_rules,
         }
+    }
+
+    /// What follows from an administrator's word; `None`: nothing.
+    pub fn hear(&self, word: &Word) -> Option<Self> {
+        self.written(record_change::take_in(&self.0, word))
+    }
+
+    /// The guest is started afresh on a host that has had no part in the migration.
+    pub fn start_afresh(&self, word: &Word) -> Option<Self> {
+        self.written(record_change::cold_start(&self.0, word, "e"))
+    }
+
+    /// Mutant: whether the destination has started its own is not looked at.
+    pub fn reverted_whatever_was_started(&self) -> Option<Self> {
+        let undecided = matches!(self.0.decision, Written::None | Written::Committed) && self.names_source();
+        let mut next = self.clone();
+        next.0.decision = Written::Reverted;
+        (undecided && self.0.migration.is_some()).then_some(next)
+    }
+
+    fn written(&self, change: Change) -> Option<Self> {
+        let Change::Write(spec) = change else { return None };
+        let mut record = Self(*spec);
+        record.forget_words();
+        Some(record)
     }
 
     /// Arms the record for the guest's next migration, away from where it is, if that is allowed.

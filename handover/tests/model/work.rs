@@ -56,6 +56,8 @@ impl Migration {
                 w.path = true;
                 w.feed_source(SourceEvent::PathProven(true));
             }
+            Action::Say(said) => self.say(&mut w, *said),
+            Action::ColdStart => self.start_afresh(&mut w),
             Action::SeeSource(event) => w.feed_source(event.clone()),
             Action::SeeDestination(event) => w.feed_destination(event.clone()),
             Action::Collect => w.feed_source(SourceEvent::Pass(SMALL_PASS)),

@@ -75,6 +75,11 @@ pub struct World {
     /// Whether Ready and Go would get through and the API server answers, as far as the driver can prove it.
     pub path: bool,
     pub cancelled: bool,
+    /// Hosts that never come back.
+    pub source_gone: bool,
+    pub destination_gone: bool,
+    /// The guest was started afresh elsewhere.
+    pub afresh: bool,
     pub faults_left: u8,
     /// The destination has executed an instruction.
     pub executed: bool,
@@ -97,6 +102,9 @@ impl World {
             late: None,
             path: true,
             cancelled: false,
+            source_gone: false,
+            destination_gone: false,
+            afresh: false,
             faults_left: faults,
             executed: false,
             stale: false,

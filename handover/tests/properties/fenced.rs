@@ -122,9 +122,10 @@ fn of_a_fenced_source_the_destination_takes_what_it_has_got_whole() {
         [DriverEffect::ArbitrateDestination]
     );
     assert_eq!(
-        given(DestinationReport::Receiving),
-        [DriverEffect::AbortDestination(Cause::SourceDied)]
+        given(DestinationReport::Prepared(words::channel())),
+        [DriverEffect::ArbitrateDestination]
     );
+    assert_eq!(given(DestinationReport::Receiving), []);
     assert_eq!(
         given(DestinationReport::Holding { running: true }),
         [DriverEffect::AdvanceRecord]
