@@ -39,7 +39,7 @@ reasons! {
         StreamFailed, StreamNotServed, PlainTextRefused, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,
         DecisionNeeded, RecordMissing, JournalNewer, JournalDamaged,
-        GuestReset, GuestPaused,
+        GuestReset, GuestPaused, RecordDecided,
         TicketMissing, TicketInvalid, TicketKeyUnknown, TicketNotYetValid, TicketExpired, TicketForAnother,
         TicketReplayed, TicketKeysUnavailable,
     }

@@ -375,7 +375,8 @@ impl<'a> Page<'a> {
     fn silent_host(&mut self, record: &GuestRecordSpec) -> Deed {
         self.status.state = Some(GuestState::Unknown);
         let words = format!(
-            "The host {} does not answer; the guest may well run there. Bring the agent or the host back.",
+            "The host {} does not answer; the guest may well run there. Bring the agent or the host back; if it is gone for good, \
+             `kubectl godwit resolve` shows what can be said.",
             record.holder
         );
         self.condition(

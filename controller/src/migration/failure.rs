@@ -236,7 +236,8 @@ pub fn advice(reason: Reason) -> &'static str {
         | Reason::SameHost
         | Reason::UnsafeCacheMode
         | Reason::GuestReset
-        | Reason::GuestPaused => "",
+        | Reason::GuestPaused
+        | Reason::RecordDecided => "",
     }
 }
 

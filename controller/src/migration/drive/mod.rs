@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_crds::migration::ControlFlow;
-use godwit_crds::{GuestRecord, VirtualMachineMigration};
+use godwit_crds::{Decision, GuestRecord, VirtualMachineMigration};
 use godwit_handover::{
     Cause, Driver, DriverEvent, OrderKey as Key, OrdersGiven, Outcome, SourceReport, Stand, Terms,
 };
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::book::{Book, Failed};
+use super::book::{Book, Failed, Notice};
 use super::doubts::needs_a_person;
 use super::downtime::{Instants, downtime};
 use super::drivers::{Control, Seat};
@@ -34,6 +34,7 @@ use super::sides::{self, Heard, Proof, Role};
 use super::watching::Watching;
 use crate::agents::Connection;
 use crate::cluster::Cluster;
+use crate::reason::MigrationReason as Reason;
 use crate::record::{self, RecordError};
 
 /// From the start of the driver to the first byte of guest memory.
@@ -150,6 +151,7 @@ pub async fn drive(
         hold: false,
         last: false,
     });
+    let audited = migration.clone();
     let publisher = cluster.tasks.spawn(publish(cluster.clone(), migration, to_write));
     let mut drive = Drive {
         watching: match flow {
@@ -243,10 +245,15 @@ pub async fn drive(
         Some(outcome) => drive.end(outcome),
         None => tracing::info!(migration = terms.migration, "left to the next controller"),
     }
+    let decided = drive.decided().filter(|_| outcome.is_some());
     // The publisher ends with the last draft, or with the sender.
     drop(drive);
     if let Err(error) = publisher.await {
         tracing::error!(%error, "the publisher failed");
+    }
+    // Who decided, and upon what, is for the auditor to find beside the migration.
+    if let Some(notice) = decided {
+        cluster.notify(&*audited, vec![notice]).await;
     }
     drop(seat);
 }
@@ -493,6 +500,19 @@ impl Drive {
                 .migration
                 .as_ref()
                 .is_some_and(|armed| armed.uid == self.terms.migration)
+        })
+    }
+
+    /// What the record says about this migration: the epoch, the decision, who wrote it, and upon what evidence.
+    fn decided(&self) -> Option<Notice> {
+        let record = &self.record.as_ref().filter(|_| self.armed())?.spec;
+        (record.decision != Decision::None).then(|| Notice {
+            warning: false,
+            reason: Reason::RecordDecided.word().into(),
+            note: format!(
+                "Epoch {}, {:?}, written by {}: {}",
+                record.epoch, record.decision, record.writer, record.evidence
+            ),
         })
     }
 
