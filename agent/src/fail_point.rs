@@ -14,11 +14,20 @@
 //! A point's name is the side's, the moment's and the thing's: `source.event.Ready` before the source's machine is given
 //! that event, `destination.before.Resume` before that effect is sent on its way, `source.journaled.Sealed` when that
 //! entry is on the disk and nobody knows yet.
+//!
+//! While a file [`OBSERVED`] is there, each guest that is started gets a second monitor, for whoever judges the test: a
+//! socket `<uid of the guest>.monitor` in the same directory.
 
 use std::fmt::Debug;
+use std::os::unix::net::UnixListener;
+
+use uuid::Uuid;
 
 /// The environment variable that names the directory of the armed points. Without it there are none.
 pub const DIRECTORY: &str = "GODWIT_FAIL_POINTS";
+
+/// The file that asks for monitors of the judge's own.
+pub const OBSERVED: &str = "observed";
 
 /// Before a machine is given something.
 pub const EVENT: &str = "event";
@@ -37,15 +46,28 @@ pub fn pass(side: &str, moment: &str, what: &impl Debug) {
     let _ = (side, moment, what);
 }
 
+/// Where the judge of a test can ask a guest's process itself, if there is one.
+pub fn observed(guest: Uuid) -> Option<UnixListener> {
+    #[cfg(all(feature = "fail-points", debug_assertions))]
+    return armed::directory().and_then(|directory| armed::observed(directory, guest));
+    #[cfg(not(all(feature = "fail-points", debug_assertions)))]
+    {
+        let _ = guest;
+        None
+    }
+}
+
 #[cfg(all(feature = "fail-points", debug_assertions))]
 mod armed {
     use std::fmt::Debug;
     use std::fs;
+    use std::os::unix::net::UnixListener;
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
     use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
+    use uuid::Uuid;
 
     /// Between two looks whether it may go on.
     const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -91,6 +113,22 @@ mod armed {
         }
     }
 
+    pub fn observed(directory: &Path, guest: Uuid) -> Option<UnixListener> {
+        if !directory.join(super::OBSERVED).exists() {
+            return None;
+        }
+        let socket = directory.join(format!("{guest}.monitor"));
+        // One of a process that has ended.
+        let _ = fs::remove_file(&socket);
+        match UnixListener::bind(&socket) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::error!(%error, %guest, "the judge gets no monitor");
+                None
+            }
+        }
+    }
+
     #[cfg(test)]
     #[allow(clippy::unwrap_used, reason = "a failing test may panic")]
     mod tests {
@@ -122,6 +160,18 @@ mod armed {
             assert!(manifest.contains("[profile.release]"));
             assert!(!manifest.contains("debug-assertions"));
             assert!(!manifest.contains("inherits = \"dev\""));
+        }
+
+        #[test]
+        fn the_judge_gets_a_monitor_where_it_asks_for_one() {
+            let directory = tempfile::tempdir().unwrap();
+            assert!(observed(directory.path(), Uuid::nil()).is_none());
+            fs::write(directory.path().join(super::super::OBSERVED), "").unwrap();
+            for _ in 0..2 {
+                assert!(observed(directory.path(), Uuid::nil()).is_some());
+            }
+            let socket = directory.path().join(format!("{}.monitor", Uuid::nil()));
+            assert!(socket.exists());
         }
 
         #[test]

@@ -7,8 +7,13 @@
 //!
 //! All times here are the host's CLOCK_MONOTONIC in nanoseconds, unless a name says that they are the guest's. The
 //! guest's own clocks stand still while it is stopped, so how long it was silent can only be told from outside.
+//!
+//! Beside it [`Monitors`] asks the hypervisors themselves who runs, where they have a monitor for that; [`judge_runs`]
+//! makes a verdict of their words, whose times are Unix time in microseconds.
 
 mod assembler;
+mod monitors;
+mod running;
 mod verdict;
 
 use std::fs::File;
@@ -22,6 +27,8 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 pub use assembler::{Assembler, GarbledLine, Seen};
+pub use monitors::Monitors;
+pub use running::{Run, Running, Said, Sighting, judge_runs};
 pub use verdict::{Jump, Memory, Move, Silence, Verdict, judge};
 
 /// How often the logs are looked at; it bounds the error of a time of arrival.

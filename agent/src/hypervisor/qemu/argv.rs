@@ -100,6 +100,16 @@ pub fn confinement() -> Vec<String> {
     .to_vec()
 }
 
+/// What makes a monitor of a listening socket that the process inherits.
+pub fn monitor(id: &str, socket: i32) -> [String; 4] {
+    [
+        "-chardev".to_owned(),
+        format!("socket,id={id},fd={socket},server=on,wait=off"),
+        "-mon".to_owned(),
+        format!("chardev={id},mode=control"),
+    ]
+}
+
 /// The accelerator's arguments. `/dev/kvm` goes in as a descriptor, because the guest's user may not open it.
 pub fn accelerator(accelerator: Accelerator, kvm: Option<i32>) -> Vec<String> {
     match (accelerator, kvm) {
@@ -153,11 +163,7 @@ pub fn arguments(plan: &Plan<'_>) -> Result<Vec<String>, String> {
         json!({"qom-type": "memory-backend-ram", "id": "pc.ram", "size": memory, "dump": false}),
     );
     argv.pair("-rtc", "base=utc");
-    argv.pair(
-        "-chardev",
-        format!("socket,id=monitor,fd={},server=on,wait=off", plan.monitor),
-    );
-    argv.pair("-mon", "chardev=monitor,mode=control");
+    argv.words.extend(monitor("monitor", plan.monitor));
 
     let firmware = boot(&mut argv, plan)?;
     argv.json("-device", json!({"driver": "pvpanic", "id": "panic"}));

@@ -37,6 +37,7 @@ use self::spawn::Inherited;
 use super::{
     Adoption, Guest, Hypervisor, HypervisorError, HypervisorFacts, Launch, ProcessRecord, StreamAbilities,
 };
+use crate::fail_point;
 use crate::sandbox::{self, Sandbox};
 
 /// The name of QEMU's own messages in a guest's directory.
@@ -320,7 +321,10 @@ fn start(
             disks: &disks,
             taps: &taps,
         };
-        let arguments = argv::arguments(&plan).map_err(HypervisorError::Refused)?;
+        let mut arguments = argv::arguments(&plan).map_err(HypervisorError::Refused)?;
+        if let Some(judge) = fail_point::observed(uid) {
+            arguments.extend(argv::monitor("observer", inherited.add(judge)));
+        }
         let log =
             Log::beneath(&launch.directory, LOG).map_err(|error| system("opening QEMU's log", error))?;
         let sandbox = Sandbox {

@@ -10,6 +10,7 @@ use godwit_lab::processes;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
+use super::judge::Judge;
 use super::point::{Deed, Point};
 use super::scene::{Scene, fresh};
 use super::table::Cell;
@@ -137,6 +138,7 @@ pub async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
             Kind::Idle => Guest::start(lab).await?,
             Kind::Busy => Guest::start_busy(lab).await?,
         };
+        let judge = Judge::watch(lab, &guest);
         point.arm(lab, Deed::Wait)?;
         if row.kind == Kind::Busy {
             lab.network.shape(SOURCE, Some(SLOW))?;
@@ -166,6 +168,7 @@ pub async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
             guest,
             attempt,
             way: row.way,
+            judge,
         }
         .ends(lab, cell)
         .await?;

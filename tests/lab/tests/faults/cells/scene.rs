@@ -9,6 +9,7 @@ use godwit_lab::cases::LeftOut;
 use godwit_lab::{Lab, processes};
 use rustix::process::Signal;
 
+use super::judge::{Judge, ask_for_monitors};
 use super::point::{Deed, Point, clear};
 use super::table::{self, Cell};
 use super::way::{Way, no_relay_is_left};
@@ -25,6 +26,7 @@ pub struct Scene {
     pub guest: Guest,
     pub attempt: Attempt,
     pub way: Way,
+    pub judge: Judge,
 }
 
 impl Scene {
@@ -39,6 +41,7 @@ impl Scene {
                 Seal::Sealed => Guest::start_busy(lab).await?,
                 Seal::Unsealed => Guest::start(lab).await?,
             };
+            let judge = Judge::watch(lab, &guest);
             SEALED.arm(lab, Deed::Pass)?;
             for (point, deed) in armed {
                 point.arm(lab, *deed)?;
@@ -62,7 +65,12 @@ impl Scene {
             let attempt = ordered?;
             let sealed = SEALED.is_reached(lab)?;
             if reached.is_ok() && sealed == (seal == Seal::Sealed) {
-                return Ok(Self { guest, attempt, way });
+                return Ok(Self {
+                    guest,
+                    attempt,
+                    way,
+                    judge,
+                });
             }
             fresh(lab).await?;
             missed(lab, attempt, guest).await?;
@@ -131,15 +139,17 @@ impl Scene {
             no_relay_is_left(lab).await?;
         }
         println!("  {:?}, {}: {}", ended.end, ended.reason, ended.message);
+        self.judge.agrees(ended.end)?;
         table::note_over(cell, self.way.transport, ended.end, silence);
         clear(lab)?;
         Ok(ended.end)
     }
 }
 
-/// Everybody is there and nothing is armed, whatever an earlier case has left.
+/// Everybody is there and nothing is armed, whatever an earlier case has left; and the judge is listened to.
 pub async fn fresh(lab: &mut Lab) -> anyhow::Result<()> {
     clear(lab)?;
+    ask_for_monitors(lab)?;
     for number in 1..=lab.hosts.len() {
         match agent(lab, number) {
             Ok(seen) => {
