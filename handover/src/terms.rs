@@ -232,6 +232,11 @@ impl RecordView {
         self.destination_fenced(terms) && self.word.as_ref().is_some_and(|word| word.lost)
     }
 
+    /// Whether the guest has come to be held at a later epoch than this migration's source had it at.
+    pub fn is_past(&self, terms: &Terms) -> bool {
+        self.epoch > terms.epoch
+    }
+
     /// Whether the guest was started afresh since this migration, which has left no image of any use then.
     pub fn left_behind(&self, terms: &Terms) -> bool {
         let afresh = self.word.as_ref().and_then(|word| word.cold_start);

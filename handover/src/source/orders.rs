@@ -102,7 +102,11 @@ impl Source {
     }
 
     pub(super) fn driver_silent(&mut self) -> Out {
+        let dead = self.stage.own_mut().is_some_and(|own| *own == Own::Dead);
         match self.stage.group() {
+            // Nothing is left that could be done wrong: the record may say that it has ended, and no driver be left to
+            // say so.
+            Group::Bound if dead && !self.writing_a_promise() => self.read_record(Reading::Settle),
             Group::Bound => self.arbitrate(Cause::DriverSilent),
             Group::Before
             | Group::Free
@@ -220,7 +224,9 @@ impl Source {
         }
         let advanced = record.is_some_and(|record| record.advanced_for(&self.terms));
         let left_behind = record.is_some_and(|record| record.left_behind(&self.terms));
-        if advanced && reading == Reading::Confirm || left_behind {
+        // Nobody has to say that a process may be destroyed which is gone.
+        let over = own == Own::Dead && record.is_some_and(|record| record.is_past(&self.terms));
+        if advanced && reading == Reading::Confirm || left_behind || over {
             self.stage = Stage::ReleaseJournal { go };
             return Step::one(SourceEffect::Journal(SourceEntry::Released));
         }

@@ -95,7 +95,12 @@ impl Source {
             SourceFacts::Alive { running: false, .. } | SourceFacts::Gone => Wanted::StayStopped,
         });
         let (stage, effects) = stand(&story, wanted, facts, gates);
-        let reading = matches!(stage, Stage::Deciding { .. }).then_some(Reading::Decide);
+        let reads = effects.contains(&SourceEffect::ReadRecord);
+        let reading = if matches!(stage, Stage::Deciding { .. }) {
+            Some(Reading::Decide)
+        } else {
+            reads.then_some(Reading::Settle)
+        };
         let source = Self {
             terms: story.terms,
             gates,
@@ -131,8 +136,13 @@ fn stand(story: &Story, wanted: Wanted, facts: SourceFacts, gates: Gates) -> (St
         return arbitrating(cause, story.sealed, facts, gates);
     }
     if let Some(go) = story.go {
-        let own = if alive { Own::Completed } else { Own::Dead };
-        return (Stage::GoSent { go, own }, vec![]);
+        return if alive {
+            let own = Own::Completed;
+            (Stage::GoSent { go, own }, vec![])
+        } else {
+            let own = Own::Dead;
+            (Stage::GoSent { go, own }, vec![SourceEffect::ReadRecord])
+        };
     }
     match facts {
         SourceFacts::Gone => gone(story),
@@ -199,7 +209,8 @@ fn arbitrating(cause: Cause, sealed: bool, facts: SourceFacts, gates: Gates) -> 
 }
 
 /// The process died while the agent was away. Whether the switchover had been ordered is not known; if it had,
-/// the destination may have the guest, so it is asked (by waiting for Ready) before the guest is called lost.
+/// the destination may have the guest, so it is asked (by waiting for Ready) before the guest is called lost. The record
+/// may say more than a journal that could not be told.
 fn gone(story: &Story) -> (Stage, Vec<SourceEffect>) {
     if story.wanted.is_none() {
         let cause = Cause::SourceDied;
@@ -214,7 +225,7 @@ fn gone(story: &Story) -> (Stage, Vec<SourceEffect>) {
             own: Own::Dead,
             peer_loaded: false,
         },
-        vec![],
+        vec![SourceEffect::ReadRecord],
     )
 }
 

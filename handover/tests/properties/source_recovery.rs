@@ -81,7 +81,10 @@ proptest! {
                     matches!(report, SourceReport::GoSent(_) | SourceReport::Released),
                     "{:?} after {:?}", report, written
                 );
-                let harmless = step.effects.iter().all(|e| *e == SourceEffect::Destroy);
+                let harmless = step
+                    .effects
+                    .iter()
+                    .all(|e| matches!(e, SourceEffect::Destroy | SourceEffect::ReadRecord));
                 prop_assert!(harmless, "{:?} after {:?}", step.effects, written);
             } else {
                 let more = matches!(report, SourceReport::GoSent(_) | SourceReport::Released | SourceReport::Yielded);

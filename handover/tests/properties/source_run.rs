@@ -43,7 +43,7 @@ pub enum Line {
     /// On disk, whether or not the machine learns of it.
     Written(SourceEntry),
     Report(SourceReport),
-    Restart,
+    Restart(SourceFacts),
 }
 
 /// A life with everything that has happened in it, in order.
@@ -200,7 +200,7 @@ impl Run {
         let Some((machine, step)) = Source::recover(&self.journal, words::GATES, facts) else {
             return;
         };
-        self.log.push(Line::Restart);
+        self.log.push(Line::Restart(facts));
         self.machine = machine;
         self.todo.clear();
         self.journal_broken = false;

@@ -18,6 +18,7 @@ use super::Inner;
 use super::table::{Orders, Unresolved};
 use crate::guests::{GuestError, Held, Role as Standing};
 use crate::hypervisor::{HypervisorError, RunState};
+use crate::migration::asking;
 use crate::migration::destination::{self, DestinationStart};
 use crate::migration::faults;
 use crate::migration::journal::{self, Head, Journal, JournalError, Reopened, Role};
@@ -107,6 +108,14 @@ impl Inner {
                 Err(GuestError::NotHere { .. }) if handed_over => None,
                 // It was let go of, and has come back since.
                 Err(GuestError::StaleEpoch { .. }) if last == Some(&SourceEntry::Released) => None,
+                // The same where the journal could not be told, if that is what the record says.
+                Err(GuestError::NotHere { .. } | GuestError::StaleEpoch { .. })
+                    if asking::read(&*self.records, &terms.guest)
+                        .await
+                        .is_some_and(|record| record.is_past(&terms)) =>
+                {
+                    None
+                }
                 Err(error) => return Err(Left::by_guest(&head, &error)),
             };
             match held {
