@@ -112,11 +112,16 @@ impl Publisher {
         self.update.resumed_at_micros
     }
 
-    /// The last failure. It is shown with the report that follows from it.
+    /// The last failure. It is shown with the report that follows from it; one that comes again lasts, and is shown
+    /// now, for nothing may follow from it.
     pub fn note(&mut self, note: Note) {
         tracing::warn!(reason = note.reason, "{}", note.detail);
+        let lasts = self.update.reason == note.reason;
         self.update.reason = note.reason.to_owned();
         self.update.detail = note.detail;
+        if lasts {
+            self.show();
+        }
     }
 
     fn show(&self) {
@@ -189,6 +194,23 @@ mod tests {
                 .unwrap()
                 .hypervisor_downtime_millis,
             Some(7)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_comes_again_is_shown_without_a_report_that_follows() {
+        let sender = watch::Sender::new(None);
+        let mut seen = sender.subscribe();
+        let mut publisher = Publisher::new(sender);
+        publisher.side(Side::Source(SourceReport::Streaming));
+        seen.borrow_and_update();
+        publisher.note(Note::new("StartRefused", "locked"));
+        assert!(!seen.has_changed().unwrap());
+        publisher.note(Note::new("StartRefused", "locked still"));
+        let update = seen.borrow_and_update().clone().unwrap();
+        assert_eq!(
+            (update.reason.as_str(), update.detail.as_str()),
+            ("StartRefused", "locked still")
         );
     }
 

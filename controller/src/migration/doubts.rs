@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use godwit_handover::{OrderKey as Key, Stand, Wait};
+use godwit_handover::{OrderKey as Key, Stand, Terms, Wait};
 use godwit_protocol::Fault;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::book::Failed;
-use super::drive::{Drive, START_WITHIN};
+use super::drive::{Drive, START_WITHIN, SideState};
 use super::failure;
 use super::sides::Role;
 use crate::reason::MigrationReason as Reason;
@@ -78,7 +78,17 @@ impl Drive {
         let timestamp = Timestamp::now();
         let stand = self.driver.stand();
         let in_doubt = matches!(stand, Stand::Waiting { wait: Wait::Decision });
-        self.doubt_since = if in_doubt {
+        let refused = match &stand {
+            Stand::Waiting { wait: Wait::Source } => refused(Role::Source, &self.source, &self.terms),
+            Stand::Waiting {
+                wait: Wait::Destination,
+            } => refused(Role::Destination, &self.destination, &self.terms),
+            Stand::Waiting {
+                wait: Wait::Record | Wait::Decision,
+            }
+            | Stand::Ended(_) => None,
+        };
+        self.doubt_since = if in_doubt || refused.is_some() {
             self.doubt_since.or(Some(now))
         } else {
             None
@@ -125,10 +135,12 @@ impl Drive {
                 message: words,
             })
         } else if since(self.doubt_since, DOUBT_AFTER) {
-            Some(failure::tell(
-                Reason::DecisionNeeded,
-                "Which side may run the guest cannot be proved, so neither is started and nothing is destroyed.",
-            ))
+            Some(refused.unwrap_or_else(|| {
+                failure::tell(
+                    Reason::DecisionNeeded,
+                    "Which side may run the guest cannot be proved, so neither is started and nothing is destroyed.",
+                )
+            }))
         } else {
             None
         };
@@ -142,6 +154,20 @@ impl Drive {
             self.book.cancel_too_late(timestamp);
         }
     }
+}
+
+/// What the hypervisor that is waited for will not do, although it may run the guest: it is tried again for as long as
+/// the guest's state is good, and somebody may have to free what is in the way.
+fn refused(role: Role, side: &SideState, terms: &Terms) -> Option<Failed> {
+    let reason = Reason::from_word(&side.last.reason)?;
+    if ![Reason::StartRefused, Reason::HypervisorUnresponsive].contains(&reason) {
+        return None;
+    }
+    let (host, words) = (role.host(terms), &side.last.detail);
+    let message = format!(
+        "The guest is to run on {host}, whose hypervisor does not let it: {words}. It is tried again."
+    );
+    Some(Failed { reason, message })
 }
 
 /// A fault that only a person can mend, if it is one.

@@ -33,7 +33,8 @@ pub struct Guest {
     pub name: String,
     pub uid: String,
     pub observer: Observer,
-    disk: Option<PathBuf>,
+    /// The file that its disk is, if it has one.
+    pub disk: Option<PathBuf>,
     /// Whether it can check its memory.
     linux: bool,
 }

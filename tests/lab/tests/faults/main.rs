@@ -259,6 +259,7 @@ fn main() -> ExitCode {
                 cell_cancelled_loaded_peer_to_peer,
             ][..],
             cells::tunnelled::CASES,
+            cells::disk::CASES,
         ]
         .concat(),
     );
