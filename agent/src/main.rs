@@ -25,7 +25,7 @@ use godwit_agent::state::StateLock;
 use godwit_agent::taps::IpCommand;
 use godwit_agent::tickets::TicketGate;
 use godwit_agent::tickets::keys::FromConfigMap;
-use godwit_agent::tunnel::{self, Tunnels};
+use godwit_agent::tunnel::{self, HostTunnels};
 use godwit_crds::VirtualMachineHostSpec;
 use godwit_protocol::server::{Limits, serve};
 use godwit_protocol::{ClientTls, PeerIdentity, ServerTls};
@@ -171,7 +171,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _lock = StateLock::take(&config.state_directory)?;
     let health = Health::look(hypervisor, guests.clone()).await;
     guests.recover().await.context("find the guests again")?;
-    let tunnels = Tunnels::new(tunnel_settings(&config)?);
+    let tunnels = HostTunnels::new(tunnel_settings(&config)?);
     let migrations = roles(
         &config,
         &boot_id,
@@ -344,7 +344,7 @@ async fn roles(
     boot_id: &str,
     guests: &Guests,
     records: RecordWriter,
-    tunnels: Tunnels,
+    tunnels: HostTunnels,
 ) -> anyhow::Result<Migrations> {
     let migration_address = *config
         .migration_addresses
@@ -363,7 +363,7 @@ async fn roles(
         migration_address,
         migration_ports: config.migration_ports.first..=config.migration_ports.last,
         refuse_plain_text: config.refuse_plain_text,
-        tunnels: Some(tunnels),
+        tunnels: Some(Arc::new(tunnels)),
         guest_network,
     };
     guests.obey(Arc::new(records.clone()));

@@ -16,7 +16,7 @@ pub enum Gateway {
     /// At a port of its own, over connections that the hypervisors make themselves.
     Several(Box<Entrance>),
     /// At the agent port, by relays.
-    Tunnel(tunnel::Door),
+    Tunnel(Box<dyn tunnel::Entry>),
 }
 
 impl Gateway {

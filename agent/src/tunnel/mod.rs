@@ -9,6 +9,7 @@ pub mod buffers;
 mod meeting;
 mod openings;
 mod process;
+mod seam;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use godwit_handover::{Channel, Token};
 use godwit_protocol::server::{Passage, Passing};
 use godwit_protocol::{CurrentCredentials, PeerIdentity};
@@ -31,6 +33,7 @@ use uuid::Uuid;
 
 use crate::cgroup::Cgroups;
 use crate::hypervisor::{Guest, HypervisorError, Place as At, Stream, Way};
+pub use seam::{Entry, GoesOn, Relays, Tunnels};
 
 /// What a channel's URI begins with.
 const SCHEME: &str = "tunnel://";
@@ -117,7 +120,7 @@ struct Attached {
 
 /// The relays of this host; clones are the same ones.
 #[derive(Clone)]
-pub struct Tunnels {
+pub struct HostTunnels {
     inner: Arc<Inner>,
 }
 
@@ -128,18 +131,18 @@ struct Inner {
     attached: Mutex<HashMap<Uuid, Arc<Attached>>>,
 }
 
-impl std::fmt::Debug for Tunnels {
+impl std::fmt::Debug for HostTunnels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnels").finish_non_exhaustive()
+        f.debug_struct("HostTunnels").finish_non_exhaustive()
     }
 }
 
 /// A destination's end before the source has come.
-pub struct Door {
+struct Door {
     channel: Channel,
     inside: Inside,
     progress: watch::Receiver<Progress>,
-    tunnels: Tunnels,
+    tunnels: HostTunnels,
     migration: Uuid,
 }
 
@@ -155,17 +158,13 @@ enum Inside {
     },
 }
 
-impl Door {
-    /// Where it is and with which token it opens.
-    pub fn channel(&self) -> &Channel {
+#[async_trait]
+impl Entry for Door {
+    fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// Has the hypervisor listen where it makes several connections itself.
-    ///
-    /// # Errors
-    /// [`TunnelError`], if it does not, or its relay could not reach it.
-    pub async fn listen(mut self, hypervisor: &dyn Guest) -> Result<Self, TunnelError> {
+    async fn listen(mut self: Box<Self>, hypervisor: &dyn Guest) -> Result<Box<dyn Entry>, TunnelError> {
         let Inside::Listens { connections, guest } = &mut self.inside else {
             return Ok(self);
         };
@@ -191,12 +190,7 @@ impl Door {
         Ok(self)
     }
 
-    /// Waits until the source's relay has opened every channel. Answers the hypervisor's end of it where it has to be
-    /// given one. Whoever calls sets the deadline.
-    ///
-    /// # Errors
-    /// [`TunnelError::Gone`] if this host's relay ends before that.
-    pub async fn admit(mut self) -> Result<Option<Stream>, TunnelError> {
+    async fn admit(mut self: Box<Self>) -> Result<Option<Stream>, TunnelError> {
         let wanted = match &self.inside {
             Inside::Socket(_) => 1,
             Inside::Listens { connections, .. } => channels(*connections),
@@ -230,7 +224,7 @@ fn channels(connections: u32) -> usize {
     }
 }
 
-impl Tunnels {
+impl HostTunnels {
     /// No relay is started yet.
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -248,26 +242,29 @@ impl Tunnels {
             tracing::error!("the tunnels were told twice who this host is");
         }
     }
+}
 
-    /// The destination's end: starts a relay that lets `source` open the channels of a stream over so many
-    /// connections, with the secret that is drawn here.
-    ///
-    /// # Errors
-    /// [`TunnelError`].
-    pub async fn expect(&self, migration: &str, source: &str, connections: u32) -> Result<Door, TunnelError> {
+#[async_trait]
+impl Relays for HostTunnels {
+    async fn expect(
+        &self,
+        migration: &str,
+        source: &str,
+        connections: u32,
+    ) -> Result<Box<dyn Entry>, TunnelError> {
         let uid = parse(migration)?;
         let (tunnels, source) = (self.clone(), source.to_owned());
         blocking(move || {
             let inner = &tunnels.inner;
             let attached = inner.start(uid, &source, End::Destination)?;
             match inner.expect(uid, &attached, connections) {
-                Ok((channel, inside)) => Ok(Door {
+                Ok((channel, inside)) => Ok(Box::new(Door {
                     channel,
                     inside,
                     progress: attached.progress.clone(),
                     tunnels: tunnels.clone(),
                     migration: uid,
-                }),
+                }) as Box<dyn Entry>),
                 Err(error) => {
                     inner.close(uid, None);
                     Err(error)
@@ -277,12 +274,7 @@ impl Tunnels {
         .await
     }
 
-    /// The source's end: starts a relay and has it open the channels at `destination`, at once where there is one;
-    /// where there are several, as soon as the hypervisor of `guest` connects to where the stream leads.
-    ///
-    /// # Errors
-    /// [`TunnelError`]: there is no stream then, and no relay is left.
-    pub async fn open(
+    async fn open(
         &self,
         migration: &str,
         destination: &str,
@@ -335,15 +327,12 @@ impl Tunnels {
         }
     }
 
-    /// Why a channel of a migration did not come to be, if one did not while this agent listened.
-    pub fn failure(&self, migration: &str) -> Option<String> {
+    fn failure(&self, migration: &str) -> Option<String> {
         let attached = self.inner.attached().get(&parse(migration).ok()?).cloned()?;
         attached.progress.borrow().failed.clone()
     }
 
-    /// Ends a migration's relay, also one that an earlier agent started, and removes what it leaves, also in the
-    /// guest's directory if there is still one. A stream that is still up is cut.
-    pub async fn close(&self, migration: &str, guest: Option<&Path>) {
+    async fn close(&self, migration: &str, guest: Option<&Path>) {
         let Ok(uid) = parse(migration) else { return };
         let (inner, guest) = (self.inner.clone(), guest.map(Path::to_owned));
         let closed = blocking(move || {
@@ -355,9 +344,7 @@ impl Tunnels {
         }
     }
 
-    /// Ends what an agent that crashed left of migrations that are over, or were not begun: relays and sockets. Those
-    /// of migrations that go on stay.
-    pub async fn tidy(&self, goes_on: impl Fn(&str) -> bool) {
+    async fn tidy(&self, goes_on: GoesOn<'_>) {
         let inner = self.inner.clone();
         let found = blocking(move || Ok(inner.found())).await;
         for migration in found.unwrap_or_default() {
@@ -383,7 +370,7 @@ async fn opened(mut progress: watch::Receiver<Progress>, within: Duration) -> Re
     }
 }
 
-impl Passage for Tunnels {
+impl Passage for HostTunnels {
     fn pass(&self, server_name: Option<String>, stream: TcpStream, read: Vec<u8>) -> Passing {
         let hello = Hello {
             alpn: vec![ALPN_TUNNEL.to_vec()],

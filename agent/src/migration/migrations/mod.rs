@@ -125,7 +125,7 @@ impl Migrations {
         inner.discard_unspoken().await;
         let going_on = |migration: &str| self.attempt(migration) == Attempt::UnderWay;
         if let Some(tunnels) = &inner.settings.tunnels {
-            tunnels.tidy(going_on).await;
+            tunnels.tidy(&going_on).await;
         }
         inner.settings.guest_network.tidy(going_on).await;
         let pruner = tokio::spawn(pruning::keep_pruning(Arc::downgrade(inner)));
