@@ -30,6 +30,8 @@ mod ways;
 use std::process::ExitCode;
 
 use back::{
+    an_agent_in_the_middle_of_a_handover_cannot_read_its_journal,
+    an_older_agent_in_the_middle_of_a_handover_is_in_nobodys_way,
     an_older_agent_leaves_alone_what_a_newer_one_has_begun, an_older_agent_leaves_alone_what_it_handed_on,
 };
 use godwit_lab::{LabOptions, cases};
@@ -50,6 +52,8 @@ fn main() -> ExitCode {
             agents_upgraded_in_mid_migration_tunnelled,
             the_controller_is_upgraded_in_mid_migration,
             an_older_agent_leaves_alone_what_a_newer_one_has_begun,
+            an_older_agent_in_the_middle_of_a_handover_is_in_nobodys_way,
+            an_agent_in_the_middle_of_a_handover_cannot_read_its_journal,
             an_older_agent_leaves_alone_what_it_handed_on,
         ],
     )

@@ -39,8 +39,8 @@ const MIXES: [Mix; 5] = [
 ];
 
 pub async fn every_mix_of_versions_moves_a_guest(lab: &mut Lab) -> anyhow::Result<()> {
-    clear(lab).await?;
     put(lab, Mix::OLDER).await?;
+    clear(lab).await?;
     let guest = start(lab, linux("veteran", "128Mi", "godwit.fill=16M godwit.dirty=2M")).await?;
     let mut epoch = 1;
     for mix in MIXES {

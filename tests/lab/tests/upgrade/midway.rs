@@ -122,8 +122,8 @@ async fn upgraded(
 }
 
 async fn agents_upgraded(lab: &mut Lab, name: &str, ways: [Way; 2]) -> anyhow::Result<()> {
-    clear(lab).await?;
     put(lab, Mix::OLDER).await?;
+    clear(lab).await?;
     let mut traveller = Traveller::start(lab, name).await?;
     for side in [Side::Source, Side::Destination] {
         for (number, (moment, ends)) in MOMENTS.into_iter().enumerate() {
@@ -153,8 +153,8 @@ pub async fn agents_upgraded_in_mid_migration_tunnelled(lab: &mut Lab) -> anyhow
 
 /// The driver of a managed migration is replaced by a newer one while memory travels, and once the guest is loaded.
 pub async fn the_controller_is_upgraded_in_mid_migration(lab: &mut Lab) -> anyhow::Result<()> {
-    clear(lab).await?;
     put(lab, Mix::OLDER).await?;
+    clear(lab).await?;
     let mut traveller = Traveller::start(lab, "herald").await?;
     for moment in [Moment::PreCopy, Moment::Loaded] {
         let older = Mix {

@@ -108,6 +108,7 @@ pub async fn put(lab: &mut Lab, mix: Mix) -> anyhow::Result<()> {
     for (host, version) in (1..).zip(mix.agents) {
         let program = version.program(lab, "godwit-agent")?;
         if lab.host(host)?.program() == program {
+            lab.start_agent(host)?;
             continue;
         }
         lab.host(host)?.stop_agent().await?;
@@ -120,6 +121,7 @@ pub async fn put(lab: &mut Lab, mix: Mix) -> anyhow::Result<()> {
     if lab.controller_program() != mix.controller.program(lab, "godwit-controller")? {
         replace_controller(lab, mix.controller).await?;
     }
+    lab.wait_until_ready().await?;
     for host in 1..=mix.agents.len() {
         runs(lab, host, mix.agents[host - 1]).await?;
     }
