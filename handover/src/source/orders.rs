@@ -107,7 +107,13 @@ impl Source {
             // Nothing is left that could be done wrong: the record may say that it has ended, and no driver be left to
             // say so.
             Group::Bound if dead && !self.writing_a_promise() => self.read_record(Reading::Settle),
-            Group::Bound => self.arbitrate(Cause::DriverSilent),
+            // Where there is nothing to ask for, what the record says is still worth knowing.
+            Group::Bound => match self.arbitrate(Cause::DriverSilent) {
+                asked if asked.effects.is_empty() && !self.writing_a_promise() => {
+                    self.read_record(Reading::Settle)
+                }
+                asked => asked,
+            },
             Group::Before
             | Group::Free
             | Group::LettingGo
@@ -224,9 +230,10 @@ impl Source {
         }
         let advanced = record.is_some_and(|record| record.advanced_for(&self.terms));
         let left_behind = record.is_some_and(|record| record.left_behind(&self.terms));
-        // Nobody has to say that a process may be destroyed which is gone.
+        // Nobody has to say that a process may be destroyed which is gone, and nobody waits for one that is called gone.
         let over = own == Own::Dead && record.is_some_and(|record| record.is_past(&self.terms));
-        if advanced && reading == Reading::Confirm || left_behind || over {
+        let fenced = advanced && record.is_some_and(|record| record.source_fenced(&self.terms));
+        if advanced && reading == Reading::Confirm || left_behind || over || fenced {
             self.stage = Stage::ReleaseJournal { go };
             return Step::one(SourceEffect::Journal(SourceEntry::Released));
         }

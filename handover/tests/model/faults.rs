@@ -123,10 +123,17 @@ impl Migration {
     }
 
     /// What a fault costs of the budget. Two drivers at once multiply the worlds beyond what can be visited, and come
-    /// alone.
+    /// alone. A journal whose entry is there though it was said not to be is worth two: the other faults are seen beside
+    /// one whose entry is not.
     pub fn cost(&self, fault: Fault) -> u8 {
+        let twins = [
+            Fault::SourceJournalFailsWritten,
+            Fault::DestinationJournalFailsWritten,
+        ];
         if fault == Fault::SecondDriver {
             self.faults
+        } else if twins.contains(&fault) {
+            self.faults.min(2)
         } else {
             1
         }
