@@ -6,6 +6,7 @@ pub mod disk;
 mod judge;
 pub mod killed;
 pub mod late;
+pub mod lost;
 mod point;
 mod scene;
 pub mod table;

@@ -77,6 +77,11 @@ use cells::late::{
     cell_stream_cut_before_the_switchover_idle_peer_to_peer, cell_stream_cut_before_the_switchover_managed,
     cell_stream_cut_before_the_switchover_peer_to_peer,
 };
+use cells::lost::{
+    cell_destination_host_lost_after_go_managed, cell_destination_host_lost_after_go_peer_to_peer,
+    cell_source_host_lost_unsealed_managed, cell_source_host_lost_unsealed_peer_to_peer,
+    cell_strict_destination_host_lost_managed, cell_strict_destination_host_lost_peer_to_peer,
+};
 use crashes::{
     controller_restarted_at_any_moment, destination_agent_killed_after_cont,
     destination_agent_killed_after_go, destination_agent_killed_before_go_sealed,
@@ -224,6 +229,12 @@ fn main() -> ExitCode {
                 cell_destination_cut_off_loaded_managed,
                 cell_destination_cut_off_loaded_peer_to_peer,
                 cell_go_lost_and_both_cut_off,
+            cell_destination_host_lost_after_go_managed,
+            cell_destination_host_lost_after_go_peer_to_peer,
+            cell_strict_destination_host_lost_managed,
+            cell_strict_destination_host_lost_peer_to_peer,
+            cell_source_host_lost_unsealed_managed,
+            cell_source_host_lost_unsealed_peer_to_peer,
                 cell_unsealed_stream_failed_at_the_switchover_peer_to_peer,
                 cell_unsealed_stream_failed_at_the_gate_managed,
                 cell_unsealed_stream_failed_at_the_gate_peer_to_peer,
