@@ -50,6 +50,8 @@ pub enum Fault {
     Leader(bool),
     /// Somebody sets the clocks.
     Clocks(i64),
+    /// The relays of a host die.
+    RelaysDie(Place),
 }
 
 impl Fault {
@@ -66,7 +68,7 @@ impl Fault {
             (Place::Controller, Place::Api),
         ]);
         let (one, other) = if dice.percent(50) { pair } else { (pair.1, pair.0) };
-        match dice.within(1, 40) {
+        match dice.within(1, 43) {
             1..=6 => Self::Crash(host, dice.one(&[1, 50, 800, 3000, 20_000])),
             7..=9 => Self::Crash(Place::Controller, dice.one(&[1, 800, 5000, 40_000])),
             10..=12 => Self::Cut(one, other, long),
@@ -85,7 +87,8 @@ impl Fault {
             35 => Self::DiskSlow(host, long),
             36..=37 => Self::Second(dice.one(&[2000, 10_000, 40_000])),
             38..=39 => Self::Leader(dice.percent(50)),
-            _ => Self::Clocks(dice.one(&[-3600, 3600])),
+            40 => Self::Clocks(dice.one(&[-3600, 3600])),
+            _ => Self::RelaysDie(host),
         }
     }
 
@@ -188,6 +191,7 @@ impl Fault {
                 world.start_controller(Place::Controller);
             }
             Self::Clocks(by) => clock::step(by),
+            Self::RelaysDie(host) => sim.kill(host.relay()),
         }
     }
 }
@@ -197,7 +201,7 @@ pub async fn start(world: &Arc<World>, place: Place) {
     match place {
         Place::A | Place::B => world.start_agent(place).await,
         Place::Controller => world.start_controller(place),
-        Place::Second | Place::Api => {}
+        Place::Second | Place::Api | Place::RelaysOfA | Place::RelaysOfB => {}
     }
 }
 

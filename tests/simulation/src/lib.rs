@@ -24,6 +24,7 @@ pub mod faults;
 pub mod judge;
 pub mod many;
 pub mod qemu;
+pub mod relay;
 pub mod run;
 pub mod sim;
 pub mod sweep;

@@ -47,6 +47,14 @@ pub struct Wish {
     pub unsealed: bool,
     /// `handoff: Strict`.
     pub strict: bool,
+    /// Its stream goes through the tunnel.
+    pub tunnelled: bool,
+}
+
+impl Wish {
+    fn transport(&self) -> &'static str {
+        if self.tunnelled { "Tunnelled" } else { "Native" }
+    }
 }
 
 /// What happens in a run.
@@ -62,6 +70,8 @@ pub struct Plan {
     pub crashes: Vec<usize>,
     /// What the sweep does.
     pub strike: Option<Strike>,
+    /// The cluster has no key for tickets yet.
+    pub first: bool,
 }
 
 impl Plan {
@@ -79,6 +89,7 @@ impl Plan {
                 },
                 unsealed: dice.percent(25),
                 strict: dice.percent(20),
+                tunnelled: dice.percent(40),
             })
             .collect();
         let faults = (0..dice.within(0, 4))
@@ -93,6 +104,7 @@ impl Plan {
             faults,
             crashes,
             strike: None,
+            first: dice.percent(5),
         }
     }
 }
@@ -155,7 +167,7 @@ fn run_here(plan: &Plan, loud: bool) -> Outcome {
 async fn play(plan: &Plan, loud: bool) -> Outcome {
     let sim = Sim::new(plan.seed, plan.strike, loud);
     sim.crashes.lock().unwrap().extend(plan.crashes.iter().copied());
-    let world = World::new(&sim, plan.seed).await;
+    let world = World::new(&sim, plan.seed, plan.first).await;
     // Whoever is killed is started again.
     let warden = tokio::spawn(keep_up(world.clone()));
     let misfortune: Vec<_> = plan
@@ -180,7 +192,7 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
             Place::A
         };
         prepare(&world, wish);
-        world.migrate(&name, wish.flow, wish.strict, to);
+        world.migrate(&name, wish.flow, (wish.transport(), wish.strict), to);
         let deletes = fulfil(&world, wish, &name).await;
         asked.push((name.clone(), deletes));
         // The next one is asked for when this one has ended, or while it goes on.
@@ -401,6 +413,8 @@ fn settle(world: &Arc<World>, asked: &[(String, bool)]) -> Vec<String> {
         world.network.listeners() == 0,
         format!("I6: {} ports are open", world.network.listeners()),
     );
+    let relays = world.burrow.left();
+    want(relays.is_empty(), format!("I6: relays are left: {relays:?}"));
     want(epoch >= EPOCH, "the epoch has shrunk".into());
     missing
 }

@@ -27,6 +27,10 @@ pub enum Place {
     A,
     /// The agent of host `b`.
     B,
+    /// The relays of host `a`.
+    RelaysOfA,
+    /// The relays of host `b`.
+    RelaysOfB,
 }
 
 impl Place {
@@ -48,6 +52,17 @@ impl Place {
             Self::Second => "second",
             Self::A => "host-a",
             Self::B => "host-b",
+            Self::RelaysOfA => "relay-a",
+            Self::RelaysOfB => "relay-b",
+        }
+    }
+
+    /// The relays of this host.
+    pub fn relay(self) -> Self {
+        if self == Self::A {
+            Self::RelaysOfA
+        } else {
+            Self::RelaysOfB
         }
     }
 }

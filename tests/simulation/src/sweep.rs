@@ -19,6 +19,7 @@ pub struct Scenario {
     flow: &'static str,
     end: End,
     kind: Kind,
+    tunnelled: bool,
 }
 
 /// How its handover goes.
@@ -35,6 +36,15 @@ const fn of(name: &'static str, flow: &'static str, end: End, kind: Kind) -> Sce
         flow,
         end,
         kind,
+        tunnelled: false,
+    }
+}
+
+/// The same through the tunnel.
+const fn tunnelled(name: &'static str, flow: &'static str, end: End, kind: Kind) -> Scenario {
+    Scenario {
+        tunnelled: true,
+        ..of(name, flow, end, kind)
     }
 }
 
@@ -44,7 +54,7 @@ const PEER: &str = "PeerToPeer";
 const AMIDST: u64 = 150;
 
 /// Every scenario.
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 16] = [
     of("managed-direct/succeed", MANAGED, End::Succeed, Kind::Sealed),
     of(
         "managed-direct/succeed-unsealed",
@@ -60,6 +70,14 @@ pub const SCENARIOS: [Scenario; 10] = [
         Kind::Sealed,
     ),
     of("managed-direct/fail", MANAGED, End::Fail, Kind::Sealed),
+    tunnelled("managed-direct/tunnelled", MANAGED, End::Succeed, Kind::Sealed),
+    tunnelled(
+        "managed-direct/tunnelled-cancel",
+        MANAGED,
+        End::Cancel(AMIDST),
+        Kind::Sealed,
+    ),
+    tunnelled("managed-direct/tunnelled-fail", MANAGED, End::Fail, Kind::Sealed),
     of("peer-to-peer/succeed", PEER, End::Succeed, Kind::Sealed),
     of(
         "peer-to-peer/succeed-unsealed",
@@ -70,6 +88,14 @@ pub const SCENARIOS: [Scenario; 10] = [
     of("peer-to-peer/strict", PEER, End::Succeed, Kind::Strict),
     of("peer-to-peer/cancel", PEER, End::Cancel(AMIDST), Kind::Sealed),
     of("peer-to-peer/fail", PEER, End::Fail, Kind::Sealed),
+    tunnelled("peer-to-peer/tunnelled", PEER, End::Succeed, Kind::Sealed),
+    tunnelled(
+        "peer-to-peer/tunnelled-cancel",
+        PEER,
+        End::Cancel(AMIDST),
+        Kind::Sealed,
+    ),
+    tunnelled("peer-to-peer/tunnelled-fail", PEER, End::Fail, Kind::Sealed),
 ];
 
 impl Scenario {
@@ -82,10 +108,13 @@ impl Scenario {
                 end: self.end,
                 unsealed: self.kind == Kind::Unsealed,
                 strict: self.kind == Kind::Strict,
+                tunnelled: self.tunnelled,
             }],
             faults: Vec::new(),
             crashes: Vec::new(),
             strike,
+            // The key for tickets is made in one scenario of each flow.
+            first: self.end == End::Succeed && self.kind == Kind::Sealed && !self.tunnelled,
         }
     }
 }

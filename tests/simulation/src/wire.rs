@@ -31,6 +31,17 @@ impl MigrationNetwork {
         self.listening.lock().unwrap().len()
     }
 
+    /// A descriptor stands for a connection, which is kept until a hypervisor takes it.
+    ///
+    /// # Errors
+    /// If there is no descriptor to be had.
+    pub fn stand_for(&self, owner: Place, stream: DuplexStream) -> io::Result<OwnedFd> {
+        let stands = OwnedFd::from(File::open("/dev/null")?);
+        let mut handed_over = self.handed_over.lock().unwrap();
+        handed_over.insert(stands.as_raw_fd(), (owner, stream));
+        Ok(stands)
+    }
+
     /// The connection that a descriptor stands for.
     pub fn take(&self, descriptor: &OwnedFd) -> Option<DuplexStream> {
         let taken = self.handed_over.lock().unwrap().remove(&descriptor.as_raw_fd());
@@ -140,12 +151,8 @@ struct Plug {
 }
 
 impl Connection for Plug {
-    /// A descriptor stands for the connection, which the network keeps until a hypervisor takes it.
     fn hand_over(self: Box<Self>) -> io::Result<OwnedFd> {
-        let stands = OwnedFd::from(File::open("/dev/null")?);
-        let mut handed_over = self.network.handed_over.lock().unwrap();
-        handed_over.insert(stands.as_raw_fd(), (self.owner, self.stream));
-        Ok(stands)
+        self.network.stand_for(self.owner, self.stream)
     }
 }
 

@@ -14,6 +14,8 @@ use godwit_agent::migration::rim::Rim;
 use godwit_agent::migration::{Drivers, Migrations, Settings};
 use godwit_controller::health::Health;
 use godwit_controller::run;
+use godwit_controller::ticket::{KEPT_UNDER, SECRET};
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -24,9 +26,12 @@ use crate::custody::{Cellar, GUEST, Keeper, NAMESPACE, definition, spec};
 use crate::desk::{Disk, Files};
 use crate::dial::{Dialer, Ports, Serving};
 use crate::qemu::Yard;
+use crate::relay::{Burrow, Tunnels};
 use crate::sim::{Life, Place, Sim};
 use crate::wire::{MigrationNetwork, Socket};
 
+/// A key for tickets as the controller keeps it, made two hours before the beginning.
+const KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707 1767218400\n";
 /// The epoch at which the world begins.
 pub const EPOCH: u64 = 4;
 /// How long the other agent may be silent before that counts.
@@ -71,6 +76,8 @@ pub struct World {
     pub hosts: [Arc<Host>; 2],
     /// The migration network.
     pub network: Arc<MigrationNetwork>,
+    /// The relays.
+    pub burrow: Arc<Burrow>,
     /// The guest's UID.
     pub guest: String,
     ports: Arc<Ports>,
@@ -79,7 +86,8 @@ pub struct World {
 
 impl World {
     /// A guest runs on host `a`; both agents and the controller are started.
-    pub async fn new(sim: &Arc<Sim>, seed: u64) -> Arc<Self> {
+    /// Nobody has ever migrated anything in it if `first`.
+    pub async fn new(sim: &Arc<Sim>, seed: u64, first: bool) -> Arc<Self> {
         let network = Arc::new(MigrationNetwork::default());
         let yard = Yard::new(sim, &network);
         let store = Store::new(seed);
@@ -106,11 +114,12 @@ impl World {
             store,
             hosts: Place::HOSTS.map(host),
             network,
+            burrow: Arc::default(),
             guest,
             ports: Arc::default(),
             controllers: Mutex::default(),
         });
-        world.furnish();
+        world.furnish(first);
         let weak = Arc::downgrade(&world);
         sim.kill_by(move |place| {
             if let Some(world) = weak.upgrade() {
@@ -146,10 +155,16 @@ impl World {
     }
 
     /// The objects with which the world begins.
-    fn furnish(&self) {
+    fn furnish(&self, first: bool) {
         let host = self.host(Place::A);
         host.cellar.hold(&self.guest, EPOCH);
-        self.create("secrets", NAMESPACE, "godwit-ticket-key", json!({}));
+        // A cluster that has migrated before has a key. Making one costs more than all the rest of a run.
+        let key = if first {
+            json!({})
+        } else {
+            json!({"data": {KEPT_UNDER: ByteString(KEY.into())}})
+        };
+        self.create("secrets", NAMESPACE, SECRET, key);
         self.create("configmaps", NAMESPACE, "godwit-ticket-keys", json!({}));
         for (place, address) in [(Place::A, "10.0.0.1"), (Place::B, "10.0.0.2")] {
             let mut object = json!({"spec": {
@@ -254,7 +269,13 @@ impl World {
             migration_address: address,
             migration_ports: 49152..=49160,
             refuse_plain_text: false,
-            tunnels: None,
+            tunnels: Some(Arc::new(Tunnels {
+                sim: sim.clone(),
+                me: life.clone(),
+                network: self.network.clone(),
+                burrow: self.burrow.clone(),
+                ports: self.ports.clone(),
+            })),
             guest_network: GuestNetwork::without("played hypervisors have no network"),
         };
         let rim = Rim {
@@ -390,6 +411,8 @@ impl World {
                     running.stop.cancel();
                 }
             }
+            Place::RelaysOfA => self.burrow.fell(Place::A),
+            Place::RelaysOfB => self.burrow.fell(Place::B),
             Place::Api => {}
         }
     }
@@ -401,7 +424,7 @@ impl World {
             Place::Controller | Place::Second => {
                 self.controllers.lock().unwrap()[usize::from(place == Place::Second)].is_some()
             }
-            Place::Api => true,
+            Place::Api | Place::RelaysOfA | Place::RelaysOfB => true,
         }
     }
 
@@ -428,6 +451,7 @@ impl World {
         self.sim.note(place, "loses its power");
         self.sim.kill(place);
         let host = self.host(place);
+        self.burrow.fell(place);
         *host.boot.lock().unwrap() += 1;
         for (_, kept) in host.cellar.all() {
             kept.qemu.kill(false);
@@ -453,16 +477,17 @@ impl World {
     }
 
     /// A user asks for a migration.
-    pub fn migrate(&self, name: &str, flow: &str, strict: bool, to: Place) {
+    pub fn migrate(&self, name: &str, flow: &str, (transport, strict): (&str, bool), to: Place) {
         let uid = self.sim.dice.uid();
-        self.sim
-            .note("user", format!("asks for {name} to {to}, {flow}: {uid}"));
+        let words = format!("asks for {name} to {to}, {flow}, {transport}: {uid}");
+        self.sim.note("user", words);
         let object = json!({
             "metadata": {"uid": uid},
             "spec": {
                 "virtualMachine": GUEST,
                 "destination": {"host": to.name()},
                 "controlFlow": flow,
+                "transport": transport,
                 "handoff": if strict { "Strict" } else { "Default" },
                 "security": {"require": "None"},
             },

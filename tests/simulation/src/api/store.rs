@@ -21,11 +21,12 @@ pub struct Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::of("godwit.dev/v1alpha1", "VirtualMachine", "virtualmachines"),
         Self::HOST,
         Self::MIGRATION,
         Self::RECORD,
+        Self::RESOLUTION,
         Self::of("v1", "Secret", "secrets"),
         Self::of("v1", "ConfigMap", "configmaps"),
         Self::of("coordination.k8s.io/v1", "Lease", "leases"),
@@ -35,6 +36,12 @@ impl Kind {
     pub const RECORD: Self = Self::of("godwit.dev/v1alpha1", "GuestRecord", "guestrecords");
     /// Hosts.
     pub const HOST: Self = Self::of("godwit.dev/v1alpha1", "VirtualMachineHost", "virtualmachinehosts");
+    /// Administrators' words.
+    pub const RESOLUTION: Self = Self::of(
+        "godwit.dev/v1alpha1",
+        "VirtualMachineResolution",
+        "virtualmachineresolutions",
+    );
     /// Migrations.
     pub const MIGRATION: Self = Self::of(
         "godwit.dev/v1alpha1",
