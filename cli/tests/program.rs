@@ -133,6 +133,19 @@ fn wrong_command_lines_are_told_as_such() {
         ],
         vec!["migrate", "web1", "--to", "node-b", "--plain-text", "-o", "yaml"],
         vec!["status", "m1", "--timeout", "5s"],
+        vec!["resolve"],
+        vec!["resolve", "web1", "--cold-start"],
+        vec!["resolve", "web1", "--resume-source"],
+        vec!["resolve", "web1", "--wait"],
+        vec![
+            "resolve",
+            "web1",
+            "--fenced",
+            "node-a",
+            "--cold-start",
+            "--resume-source",
+        ],
+        vec!["resolve", "web1", "--fenced", "node-a", "--on", "node-b"],
         vec!["completion", "tcsh"],
     ] {
         let run = run_without_cluster(&arguments);
@@ -482,4 +495,134 @@ fn lists_carry_nothing_that_a_terminal_obeys() {
     let objects: Value = serde_json::from_str(&run.out).unwrap();
     assert_eq!(objects["items"][0]["status"]["host"], "node-a\u{1b}[2J");
     assert!(cluster.run(&["hosts"]).out.contains("node-b   unknown"));
+}
+
+/// A cluster in which web1's migration m1 waits, node-a is not heard, and the controller makes of every word what is given.
+fn waiting_cluster(applied: Value) -> Server {
+    let waits = ended(&[condition("NeedsDecision", "True", "AgentUnreachable")]);
+    let word = move |status: Value| {
+        json!({
+            "apiVersion": "godwit.dev/v1alpha1", "kind": "VirtualMachineResolution",
+            "metadata": {"name": "web1-x", "namespace": "lab", "uid": "r-1", "resourceVersion": "7"},
+            "spec": {"virtualMachine": "web1", "epoch": 4, "migration": "u-1", "fencedHosts": ["node-a"],
+                "action": "ColdStart", "by": "eve"},
+            "status": status
+        })
+    };
+    Server::start(move |request| {
+        let path = request.path.split('?').next().unwrap();
+        let last = path.rsplit('/').next().unwrap();
+        match (request.method.as_str(), last) {
+            ("GET", "web1") => {
+                let mut machine = machine();
+                machine["status"] = json!({"state": "Unknown", "host": "node-a", "epoch": 4});
+                (200, machine)
+            }
+            ("GET", "node-a") if path.contains("virtualmachinehosts") => {
+                let mut host = host();
+                host["metadata"]["name"] = json!("node-a");
+                host["status"] = json!({"conditions": [condition("Ready", "Unknown", "LeaseExpired")]});
+                (200, host)
+            }
+            ("GET", "node-a") => {
+                let taint = json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
+                (
+                    200,
+                    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+                    "spec": {"taints": [taint]}}),
+                )
+            }
+            ("POST", "selfsubjectreviews") => (
+                201,
+                json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview", "metadata": {},
+                    "status": {"userInfo": {"username": "eve"}}}),
+            ),
+            ("POST", "virtualmachineresolutions") => (201, word(Value::Null)),
+            ("GET", "virtualmachineresolutions") => (
+                200,
+                list(
+                    "VirtualMachineResolution",
+                    json!([word(json!({"conditions": [applied]}))]),
+                ),
+            ),
+            _ => answer(request, false, &waits),
+        }
+    })
+}
+
+#[test]
+fn resolve_shows_what_can_be_said_and_changes_nothing() {
+    let cluster = waiting_cluster(Value::Null);
+    let run = cluster.run(&["resolve", "web1", "-n", "lab"]);
+    assert_eq!((run.code, run.err.as_str()), (5, ""), "{run:?}");
+    assert!(
+        run.out
+            .contains("node-a is not heard any more (LeaseExpired); its node is tainted as out of service."),
+        "{run:?}"
+    );
+    assert!(
+        run.out.contains("Migration m1 waits: AgentUnreachable it is."),
+        "{run:?}"
+    );
+    assert!(
+        run.out.contains("resolve web1 --fenced node-b --cold-start"),
+        "{run:?}"
+    );
+    assert_eq!(cluster.writes().len(), 0);
+}
+
+#[test]
+fn a_word_carries_the_users_name_and_what_he_has_seen() {
+    let cluster = waiting_cluster(condition("Applied", "True", "ColdStarted"));
+    let said = [
+        "resolve",
+        "web1",
+        "-n",
+        "lab",
+        "--fenced",
+        "node-a",
+        "--cold-start",
+        "--on",
+        "node-c",
+        "--note",
+        "burnt down",
+    ];
+    let run = cluster.run(&said);
+    assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+    let writes = cluster.writes();
+    let made = writes
+        .iter()
+        .find(|write| write.path.contains("virtualmachineresolutions"));
+    assert_eq!(
+        made.unwrap().body["spec"],
+        json!({"virtualMachine": "web1", "epoch": 4, "migration": "u-1", "fencedHosts": ["node-a"],
+            "action": "ColdStart", "host": "node-c", "by": "eve", "note": "burnt down"})
+    );
+}
+
+#[test]
+fn waiting_for_a_word_ends_as_it_was_taken() {
+    for (applied, code) in [
+        (condition("Applied", "True", "ColdStarted"), 0),
+        (condition("Applied", "False", "HostAnswers"), 1),
+        (condition("Applied", "Unknown", "InProgress"), 6),
+    ] {
+        let reason = applied["reason"].as_str().unwrap().to_owned();
+        let cluster = waiting_cluster(applied);
+        let said = [
+            "resolve",
+            "web1",
+            "-n",
+            "lab",
+            "--fenced",
+            "node-a",
+            "--cold-start",
+            "--wait",
+            "--timeout",
+            "2s",
+        ];
+        let run = cluster.run(&said);
+        assert_eq!(run.code, code, "{run:?}");
+        assert!(format!("{}{}", run.out, run.err).contains(&reason), "{run:?}");
+    }
 }
