@@ -20,6 +20,7 @@ impl Inner {
         let locked = self.lock(&request.identity.uid).await;
         let slot = &locked.slot;
         self.check_journals(&slot.uid)?;
+        self.check_handed_on(&slot.uid, request.epoch)?;
         if let Some(ended) = slot.ended() {
             self.check_ended(&ended, &request)?;
             self.check_record(&request).await?;

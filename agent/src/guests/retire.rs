@@ -25,6 +25,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 pub trait Journals: Send + Sync {
     /// How they speak of this guest.
     fn speak_of(&self, guest: &str) -> Spoken;
+
+    /// The epoch at which this host has handed the guest on, as far as its journals still tell.
+    fn handed_on(&self, guest: &str) -> Option<Epoch>;
 }
 
 /// How the migrations' journals speak of a guest.
@@ -57,6 +60,16 @@ impl Inner {
         match self.journals.get().map(|journals| journals.speak_of(uid)) {
             Some(Spoken::Unread { newer, message }) => Err(GuestError::JournalUnread { newer, message }),
             Some(Spoken::Nothing | Spoken::Unended) | None => Ok(()),
+        }
+    }
+
+    /// Refuses to start a guest under an epoch before the one at which this host has handed it on: the record that says
+    /// so comes from an older backup.
+    pub(super) fn check_handed_on(&self, uid: &str, given: Epoch) -> Result<(), GuestError> {
+        let known = self.journals.get().and_then(|journals| journals.handed_on(uid));
+        match known {
+            Some(known) if given < known => Err(GuestError::StaleEpoch { known, given }),
+            Some(_) | None => Ok(()),
         }
     }
 

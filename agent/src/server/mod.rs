@@ -38,6 +38,9 @@ pub trait Roles: Send + Sync {
     /// The host's side of a migration: as it is, and at each change. Ends with the migration's own end.
     fn watch(&self, migration: &str) -> Updates;
 
+    /// Why a migration cannot be followed here until a person has seen to it.
+    fn unread(&self, migration: &str) -> Option<Fault>;
+
     /// The driver lives; `silence` is how long it may be silent before it counts as gone.
     async fn keep_alive(&self, terms: Terms, path_proven: bool, silence: Duration) -> Result<(), Fault>;
 
@@ -264,6 +267,12 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         let migration = request.into_inner().migration;
         if !words::is_uid(&migration) {
             return Err(malformed(format!("{migration:?} is not a migration's UID")).into());
+        }
+        // Whose it is cannot be known without its journal: the controller alone is told.
+        if caller == PeerIdentity::Controller
+            && let Some(unread) = self.roles.unread(&migration)
+        {
+            return Err(unread.into());
         }
         let stopping = self.stopping.clone().cancelled_owned();
         let roles = self.roles.clone();

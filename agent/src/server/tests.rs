@@ -39,6 +39,8 @@ struct FakeRoles {
     orders: Arc<Mutex<Vec<&'static str>>>,
     terms: Arc<Mutex<Option<Terms>>>,
     side: Arc<Mutex<Option<Side>>>,
+    /// Why it cannot be followed.
+    unread: Arc<Mutex<Option<Fault>>>,
     /// Whether the migration has ended here.
     ended: Arc<AtomicBool>,
 }
@@ -60,6 +62,10 @@ impl Roles for FakeRoles {
             }
         });
         Box::pin(once.chain(futures::stream::pending()))
+    }
+
+    fn unread(&self, _migration: &str) -> Option<Fault> {
+        self.unread.lock().unwrap().clone()
     }
 
     async fn keep_alive(&self, _terms: Terms, _path_proven: bool, _silence: Duration) -> Result<(), Fault> {
@@ -365,9 +371,17 @@ async fn the_sources_agent_drives_its_own_destination() {
     }
     assert_eq!(*served.roles.orders.lock().unwrap(), ["AbortDestination"]);
 
+    // What cannot be read is nobody's to follow, and the controller is told why: whose it is, is not known.
+    let fault = Fault::new(Category::Conflict, "JournalNewer", "put the newer agent back");
+    *served.roles.unread.lock().unwrap() = Some(fault);
+    let controller = served.client("controller").await;
+    let told = controller.watch_migration(MIGRATION).await.map(|_| ());
+    assert_eq!(told.unwrap_err().reason, "JournalNewer");
+
     // What nobody knows may be watched; another's migration may not.
     let mut updates = client.watch_migration(MIGRATION).await.unwrap();
     assert_eq!(updates.next().await.unwrap().unwrap(), Update::default());
+    *served.roles.unread.lock().unwrap() = None;
     *served.roles.side.lock().unwrap() = Some(Side::Destination(DestinationReport::Loaded));
     for (terms, allowed) in [(mine, true), (others, false)] {
         *served.roles.terms.lock().unwrap() = Some(terms);

@@ -165,6 +165,16 @@ impl<'a> Page<'a> {
         let Some((host, epoch)) = holder else {
             return Deed::Release;
         };
+        // Whoever is stopped on the word of a record that lies behind is not who runs the guest.
+        if let Some(record) = self.facts.record
+            && let Some(seen) = self.status.epoch.filter(|seen| *seen > record.epoch)
+        {
+            return self.behind(record, seen);
+        }
+        if let Some(other) = self.runs_elsewhere(&host, epoch) {
+            self.conflict(&other, &host);
+            return Deed::None;
+        }
         match u64::try_from(epoch) {
             Ok(epoch) if self.facts.hosts.contains_key(&host) => Deed::Stop { host, epoch },
             Ok(_) | Err(_) => {
@@ -263,6 +273,11 @@ impl<'a> Page<'a> {
     }
 
     fn with_record(&mut self, record: &GuestRecordSpec) -> Deed {
+        if self.facts.migration.is_none()
+            && let Some(seen) = self.status.epoch.filter(|seen| *seen > record.epoch)
+        {
+            return self.behind(record, seen);
+        }
         let same_epoch = self.status.epoch == Some(record.epoch);
         if !same_epoch {
             self.status.since = None;
@@ -288,12 +303,11 @@ impl<'a> Page<'a> {
             );
             return Deed::None;
         }
-        if !moving && let Some(other) = self.runs_elsewhere(record) {
-            let words = format!(
-                "{other} reports this guest, which {} holds by the record. Look at both hosts before anything is stopped.",
-                record.holder
-            );
-            self.needs(Reason::RecordConflict, &words);
+        let elsewhere = self
+            .runs_elsewhere(&record.holder, record.epoch)
+            .filter(|_| self.facts.migration.is_none());
+        if let Some(other) = &elsewhere {
+            self.conflict(other, &record.holder);
         }
         let Some(host) = self.facts.hosts.get(&record.holder).filter(|host| alive(host)) else {
             return self.silent_host(record);
@@ -319,7 +333,7 @@ impl<'a> Page<'a> {
         let started = record.epoch > 1 && !afresh
             || self.status.since.is_some()
             || matches!(self.facts.answer, Some(Answer::State(state, _)) if *state != GuestState::Starting);
-        if moving || started {
+        if moving || started || elsewhere.is_some() {
             self.missing = true;
             return self.gone_from_report(record, moving);
         }
@@ -357,16 +371,37 @@ impl<'a> Page<'a> {
             .unwrap_or(Deed::None)
     }
 
+    /// The record lies behind what was seen: it comes from an older backup, or somebody has written it by hand. Nothing is
+    /// done on its word, and what was seen stays in the status.
+    fn behind(&mut self, record: &GuestRecordSpec, seen: i64) -> Deed {
+        let words = format!(
+            "The GuestRecord says epoch {} at {}, and the guest has been at epoch {seen}: the record comes from an older \
+             backup, or was written by hand. Write it anew as the host that runs the guest reports it \
+             (docs/runbooks.md).",
+            record.epoch, record.holder
+        );
+        self.needs(Reason::RecordConflict, &words);
+        self.status.state = Some(GuestState::Unknown);
+        self.condition("Ready", ConditionStatus::Unknown, Reason::RecordConflict, &words);
+        Deed::None
+    }
+
+    fn conflict(&mut self, other: &str, holder: &str) {
+        let words = format!(
+            "{other} reports this guest, which {holder} holds by the record. Look at both hosts before anything is stopped."
+        );
+        self.needs(Reason::RecordConflict, &words);
+    }
+
     /// A host other than the holder that reports the guest under an epoch that the record does not lie behind.
-    fn runs_elsewhere(&self, record: &GuestRecordSpec) -> Option<String> {
+    fn runs_elsewhere(&self, holder: &str, epoch: i64) -> Option<String> {
         self.facts
             .hosts
             .iter()
-            .filter(|(name, _)| **name != record.holder)
+            .filter(|(name, _)| name.as_str() != holder)
             .find(|(_, host)| {
                 report(host, &self.uid).any(|guest| {
-                    guest.epoch >= record.epoch
-                        && matches!(guest.state, GuestState::Running | GuestState::Paused)
+                    guest.epoch >= epoch && matches!(guest.state, GuestState::Running | GuestState::Paused)
                 })
             })
             .map(|(name, _)| name.clone())

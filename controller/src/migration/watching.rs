@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use std::time::Duration;
 use tokio::time::Instant;
 
+use super::book::Failed;
 use super::downtime::{Instants, downtime};
 use super::drive::{Done, Drive};
 use super::failure;
@@ -60,7 +61,7 @@ impl Drive {
         }
         // The order has arrived; from now on the source's driver judges what takes too long.
         self.start_by = None;
-        self.blocked = driving.blocked.as_ref().map(failure::told);
+        self.blocked = self.told_by_the_driver();
         self.hear_destination_of_the_driver();
         if let Some(gave_up) = &driving.gave_up {
             match gave_up.cause {
@@ -77,6 +78,11 @@ impl Drive {
                 | Cause::Reverted) => self.refuse(cause, failure::told(&gave_up.told)),
             }
         }
+    }
+
+    /// What the source's driver says that it cannot go on without.
+    pub(super) fn told_by_the_driver(&self) -> Option<Failed> {
+        self.driving()?.blocked.as_ref().map(failure::told)
     }
 
     /// The destination as the source's driver has heard it, where it is not heard directly.

@@ -19,6 +19,10 @@ impl Journals for Said {
     fn speak_of(&self, _guest: &str) -> Spoken {
         self.0.lock().unwrap().clone()
     }
+
+    fn handed_on(&self, _guest: &str) -> Option<u64> {
+        None
+    }
 }
 
 fn transient(epoch: u64, again: bool) -> StartRequest {

@@ -300,6 +300,10 @@ impl Roles for Drivers {
         Box::pin(whole.filter_map(std::future::ready))
     }
 
+    fn unread(&self, migration: &str) -> Option<Fault> {
+        self.inner.parts.migrations.unread(migration)
+    }
+
     async fn keep_alive(&self, terms: Terms, path_proven: bool, silence: Duration) -> Result<(), Fault> {
         self.inner
             .parts

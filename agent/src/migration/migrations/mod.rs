@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use godwit_handover::Terms;
+use godwit_handover::{Epoch, Terms};
 use godwit_protocol::{Fault, Order, OrderAnswer, StreamOptions, Transport, Update};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -168,6 +168,11 @@ impl Migrations {
         self.inner.table().attempt(migration)
     }
 
+    /// Why a migration is not followed here until a person has seen to it: its journal cannot be read.
+    pub fn unread(&self, migration: &str) -> Option<Fault> {
+        self.inner.table().unread(migration)
+    }
+
     /// The migrations of which this host is the destination, ended ones too.
     pub fn arriving(&self) -> Vec<Terms> {
         self.inner.table().arriving()
@@ -223,6 +228,10 @@ impl Journals for Spokesman {
     fn speak_of(&self, guest: &str) -> Spoken {
         let busy = self.0.upgrade().and_then(|inner| inner.table().busy(guest));
         busy.map_or(Spoken::Nothing, |busy| busy.spoken())
+    }
+
+    fn handed_on(&self, guest: &str) -> Option<Epoch> {
+        self.0.upgrade()?.table().handed_on(guest)
     }
 }
 

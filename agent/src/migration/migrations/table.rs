@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use godwit_handover::{DestinationEvent, Refusal, SourceEvent, Terms};
-use godwit_protocol::{Category, Fault};
+use godwit_handover::{DestinationEvent, Epoch, Refusal, SourceEvent, SourceReport, Terms};
+use godwit_protocol::{Category, Fault, Side};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -159,6 +159,20 @@ impl Table {
         self.unresolved.values().cloned().collect()
     }
 
+    /// Why a migration is not followed here until a person has seen to it: its journal cannot be read.
+    pub(super) fn unread(&self, migration: &str) -> Option<Fault> {
+        let unresolved = self.unresolved.get(migration)?;
+        let unread = ["JournalNewer", "JournalDamaged"].contains(&unresolved.reason.as_str());
+        // Not for want of the host: whoever watches other migrations over the same connection goes on.
+        unread.then(|| {
+            Fault::new(
+                Category::Conflict,
+                unresolved.reason.clone(),
+                unresolved.message.clone(),
+            )
+        })
+    }
+
     /// Those that have not ended here.
     pub(super) fn active(&self) -> Vec<String> {
         self.uids(|entry| !entry.is_over())
@@ -200,6 +214,20 @@ impl Table {
             .values()
             .find(|entry| entry.terms.guest == guest && !entry.is_over());
         active.map(|entry| Busy::Active(entry.terms.migration.clone()))
+    }
+
+    /// The latest epoch at which a destination has taken the guest from this host, as the ended migrations tell.
+    pub(super) fn handed_on(&self, guest: &str) -> Option<Epoch> {
+        let released = |migration: &String| {
+            let shown = self.shown.get(migration)?.borrow();
+            let side = shown.as_ref()?.side.clone()?;
+            Some(side == Side::Source(SourceReport::Released))
+        };
+        let of_guest = self.known.iter().filter(|(_, entry)| entry.terms.guest == guest);
+        of_guest
+            .filter(|(migration, _)| released(migration).unwrap_or(false))
+            .map(|(_, entry)| entry.terms.epoch.saturating_add(1))
+            .max()
     }
 
     /// Whether a migration that is not known can be taken on.
@@ -247,6 +275,8 @@ impl Table {
 )]
 mod tests {
     use super::*;
+    use godwit_handover::Cause;
+    use godwit_protocol::Update;
 
     fn terms(migration: &str, epoch: u64) -> Terms {
         Terms {
@@ -315,6 +345,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_is_known_at_which_epoch_a_guest_was_handed_on() {
+        let mut table = Table::default();
+        let shows = |table: &mut Table, migration: &str, report| {
+            let update = Update {
+                side: Some(Side::Source(report)),
+                ..Update::default()
+            };
+            table.shown(migration, None).send_replace(Some(update));
+        };
+        taken_on(&mut table, terms("m-1", 3), true);
+        assert_eq!(table.handed_on("guest-1"), None);
+        shows(&mut table, "m-1", SourceReport::Released);
+        assert_eq!(table.handed_on("guest-1"), Some(4));
+        assert_eq!(table.handed_on("guest-2"), None);
+        // One that came to nothing.
+        taken_on(&mut table, terms("m-2", 5), true);
+        shows(&mut table, "m-2", SourceReport::Aborted(Cause::Cancelled));
+        assert_eq!(table.handed_on("guest-1"), Some(4));
+    }
+
+    #[tokio::test]
     async fn orders_find_their_migration_under_its_own_terms_only() {
         let mut table = Table::default();
         taken_on(&mut table, terms("m-1", 3), true);
@@ -345,6 +396,12 @@ mod tests {
         taken_on(&mut table, terms("m-1", 3), true);
         assert!(table.find(&terms("m-1", 3)).is_ok());
         assert_eq!(table.unresolved(), [unread("m-9", None, "JournalDamaged")]);
+        let told = table.unread("m-9").unwrap();
+        assert_eq!(
+            (told.category, told.reason.as_ref()),
+            (Category::Conflict, "JournalDamaged")
+        );
+        assert_eq!(table.unread("m-1"), None, "one that is followed");
     }
 
     #[test]

@@ -389,6 +389,50 @@ fn a_guest_on_two_hosts_is_told() {
 }
 
 #[test]
+fn nothing_is_done_on_the_word_of_a_record_that_lies_behind() {
+    // It was restored from before the guest's move to b, which has not reported it again yet.
+    let mut world = World::held();
+    world.guest.status = Some(VirtualMachineStatus {
+        host: Some("b".into()),
+        epoch: Some(2),
+        ..Default::default()
+    });
+    for deleted in [false, true] {
+        if deleted {
+            world.delete();
+        }
+        let verdict = world.judge();
+        assert_eq!(verdict.deed, Deed::None);
+        assert_eq!(condition(&verdict, "NeedsDecision").1, "RecordConflict");
+        assert_eq!(
+            (verdict.status.host.as_deref(), verdict.status.epoch),
+            (Some("b"), Some(2))
+        );
+    }
+    // The status was restored with it, from before the first start; b reports the guest.
+    for state in [GuestState::Running, GuestState::Paused] {
+        let mut world = World::held();
+        world.report("b", state, 2);
+        assert_eq!(world.judge().deed, Deed::None);
+        assert_eq!(condition(&world.judge(), "NeedsDecision").1, "RecordConflict");
+        world.delete();
+        assert_eq!(world.judge().deed, Deed::None);
+        assert_eq!(condition(&world.judge(), "NeedsDecision").1, "RecordConflict");
+    }
+    // It is armed for a migration that is long over.
+    let mut world = World::held();
+    world.report("b", GuestState::Running, 2);
+    let record = world.record.as_mut().unwrap();
+    record.migration = Some(ArmedMigration {
+        uid: "m".into(),
+        source: "a".into(),
+        destination: "b".into(),
+        strict: false,
+    });
+    assert_eq!(condition(&world.judge(), "NeedsDecision").1, "RecordConflict");
+}
+
+#[test]
 fn during_a_migration_only_the_status_moves() {
     let mut world = World::held();
     world.migration = Some("web-to-b");

@@ -264,9 +264,8 @@ impl Drive {
             Heard::Update(role, update) => self.update(role, *update),
             Heard::Connected(role, connection) => {
                 let side = self.side(role);
+                // It is silent until it speaks of the migration: it may not be able to read its journal.
                 side.connection = Some(*connection);
-                side.silent_since = None;
-                side.silent_because = None;
                 self.look();
             }
             Heard::Silent(role, fault) => self.silent(role, fault),
@@ -295,6 +294,12 @@ impl Drive {
     }
 
     fn update(&mut self, role: Role, update: Update) {
+        let side = self.side(role);
+        side.silent_because = None;
+        if side.silent_since.take().is_some() {
+            // What kept it from speaking is over.
+            self.blocked = self.told_by_the_driver();
+        }
         if role == Role::Source && self.watching.is_some() {
             self.hear_driver(&update);
         }

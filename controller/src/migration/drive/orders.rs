@@ -301,6 +301,9 @@ impl Drive {
         let still_wanted = self.driver.next().iter().any(|effect| Key::of(effect) == key);
         let now = self.now();
         self.given.failed(key, now);
+        if let Some(failed) = needs_a_person(fault).filter(|_| !key.before_memory()) {
+            self.blocked = Some(failed);
+        }
         if fault.category == Category::Unavailable {
             self.not_now = Some(fault.clone());
             return;
@@ -324,8 +327,6 @@ impl Drive {
             };
             self.clues.refused.get_or_insert_with(|| fault.clone());
             self.step(DriverEvent::OrderFailed(cause));
-        } else if let Some(failed) = needs_a_person(fault) {
-            self.blocked = Some(failed);
         }
     }
 

@@ -33,7 +33,12 @@ impl Drive {
         {
             self.give_up(gave_up);
         }
-        if self.start_by.is_some_and(|by| now >= by) {
+        // Its journal cannot be read, or its hypervisor does not answer: what it was promised is not known.
+        let unheard = *self.driver.source() == SideView::Unheard;
+        self.step(DriverEvent::SourceSilent(
+            unheard && self.began.elapsed() >= STANDING_STILL,
+        ));
+        if self.start_by.is_some_and(|by| now >= by) && !unheard {
             self.start_by = None;
             let told = self.start_too_slow();
             self.give_up(GaveUp {

@@ -251,6 +251,11 @@ impl Drive {
             Heard::Update(update) => {
                 self.silent_since = None;
                 self.silent_because = None;
+                // Whoever speaks of it has read its journal.
+                let blocked = &mut self.kept.view.blocked;
+                if blocked.take_if(|told| orders::unread(&told.reason)).is_some() {
+                    self.show();
+                }
                 self.path.destination_watched(true);
                 match &update.side {
                     Some(Side::Destination(report)) => {

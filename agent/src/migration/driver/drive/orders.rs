@@ -150,6 +150,10 @@ impl Drive {
             .any(|effect| OrderKey::of(effect) == key);
         let now = self.now();
         self.given.failed(key, now);
+        if unread(&fault.reason) && !key.before_memory() {
+            self.kept.view.blocked = Some(Told::new(fault.reason.clone(), fault.message.clone()));
+            self.show();
+        }
         if fault.category == Category::Unavailable {
             self.not_now = Some(fault.clone());
             return;
@@ -167,9 +171,11 @@ impl Drive {
             };
             let told = Told::new(fault.reason.clone(), fault.message.clone());
             self.give_up(GaveUp { cause, told });
-        } else if ["JournalNewer", "JournalDamaged"].contains(&fault.reason.as_ref()) {
-            self.kept.view.blocked = Some(Told::new(fault.reason.clone(), fault.message.clone()));
-            self.show();
         }
     }
+}
+
+/// Whether that word says that a journal cannot be read: a person has to see to it.
+pub(super) fn unread(reason: &str) -> bool {
+    ["JournalNewer", "JournalDamaged"].contains(&reason)
 }
