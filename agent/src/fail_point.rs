@@ -15,19 +15,34 @@
 //! that event, `destination.before.Resume` before that effect is sent on its way, `source.journaled.Sealed` when that
 //! entry is on the disk and nobody knows yet.
 //!
+//! The disk under a journal fails where a point `source.written.Sealed` is armed with one of two words:
+//!
+//! | word | what the journal's file does when that entry is written |
+//! | --- | --- |
+//! | `eio` | takes the entry, and tells an error when it is to be brought to the disk |
+//! | `enospc` | takes nothing of it, for want of room |
+//!
+//! A file [`CLOCK`] with a number of seconds sets the agent's clock that much forward, or back where it is negative.
+//!
 //! While a file [`OBSERVED`] is there, each guest that is started gets a second monitor, for whoever judges the test: a
 //! socket `<uid of the guest>.monitor` in the same directory.
 
 use std::fmt::Debug;
 use std::os::unix::net::UnixListener;
+use std::time::SystemTime;
 
 use uuid::Uuid;
+
+use crate::migration::journal::Medium;
 
 /// The environment variable that names the directory of the armed points. Without it there are none.
 pub const DIRECTORY: &str = "GODWIT_FAIL_POINTS";
 
 /// The file that asks for monitors of the judge's own.
 pub const OBSERVED: &str = "observed";
+
+/// The file with the seconds by which the clock is wrong.
+pub const CLOCK: &str = "clock";
 
 /// Before a machine is given something.
 pub const EVENT: &str = "event";
@@ -56,6 +71,28 @@ pub fn observed(guest: Uuid) -> Option<UnixListener> {
         None
     }
 }
+
+/// The medium of a side's journal, which fails where that was asked for.
+pub fn medium(side: &'static str, medium: Box<dyn Medium>) -> Box<dyn Medium> {
+    #[cfg(all(feature = "fail-points", debug_assertions))]
+    if let Some(directory) = armed::directory() {
+        return Box::new(failing::Failing::new(directory, side, medium));
+    }
+    let _ = side;
+    medium
+}
+
+/// What the agent's clock shows at a time.
+pub fn clock(now: SystemTime) -> SystemTime {
+    #[cfg(all(feature = "fail-points", debug_assertions))]
+    if let Some(directory) = armed::directory() {
+        return failing::clock(directory, now);
+    }
+    now
+}
+
+#[cfg(all(feature = "fail-points", debug_assertions))]
+mod failing;
 
 #[cfg(all(feature = "fail-points", debug_assertions))]
 mod armed {

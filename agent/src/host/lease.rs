@@ -7,6 +7,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::api::{ApiError, FIELD_MANAGER, within};
+use crate::clock;
 
 /// How long the lease lasts without a renewal, in seconds: four renewals may fail.
 const SECONDS: i32 = 40;
@@ -28,7 +29,7 @@ impl HostLease {
 
     /// Renews the lease, making it at the first time.
     pub async fn renew(&self) -> Result<(), ApiError> {
-        let patch = Patch::Apply(lease(&self.host, Timestamp::now()));
+        let patch = Patch::Apply(lease(&self.host, clock::timestamp()));
         within(
             self.leases
                 .patch(&self.host, &PatchParams::apply(FIELD_MANAGER).force(), &patch),

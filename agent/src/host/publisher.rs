@@ -19,6 +19,7 @@ use super::health::Seen;
 use super::lease::HostLease;
 use super::machine::Machine;
 use super::status::{Facts, in_order, own_part, same_spec, status};
+use crate::clock;
 use crate::guests::Guests;
 use crate::kernel_tls::KernelTls;
 use crate::migration::Migrations;
@@ -212,7 +213,7 @@ impl Publisher {
         };
         let before = observed.status.clone().unwrap_or_default();
         let facts = self.facts().await;
-        let wanted = status(&facts, &before, observed.metadata.generation, Timestamp::now());
+        let wanted = status(&facts, &before, observed.metadata.generation, clock::timestamp());
         if observed.status.is_some() && in_order(&before) == in_order(&wanted) {
             return Ok(());
         }

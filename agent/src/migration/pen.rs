@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::journal::{Journal, JournalError, Line};
 use super::rim::{Desk, Writer};
+use crate::fail_point;
 
 type Answer<E> = dyn Fn(Line<E>, Result<(), JournalError>) + Send + Sync;
 
@@ -18,9 +19,9 @@ pub struct Pen<E> {
 }
 
 impl<E: Serialize + Send + 'static> Pen<E> {
-    /// Takes a journal. `answer` is called for each line in its order, once it is on the medium or is known never
+    /// Takes a side's journal. `answer` is called for each line in its order, once it is on the medium or is known never
     /// to be.
-    pub fn new<A>(desk: &dyn Desk, journal: Journal, answer: A) -> Self
+    pub fn new<A>(desk: &dyn Desk, side: &'static str, journal: Journal, answer: A) -> Self
     where
         A: Fn(Line<E>, Result<(), JournalError>) + Send + Sync + 'static,
     {
@@ -30,7 +31,9 @@ impl<E: Serialize + Send + 'static> Pen<E> {
             .inspect_err(|error| tracing::error!(%error, "nobody writes a migration's journal"));
         Self {
             writer: writer.ok(),
-            journal: Arc::new(Mutex::new(journal.through(|file| desk.medium(file)))),
+            journal: Arc::new(Mutex::new(
+                journal.through(|file| fail_point::medium(side, desk.medium(file))),
+            )),
             answer: Arc::new(answer),
         }
     }

@@ -12,7 +12,7 @@ pub mod used;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use godwit_handover::{Decision, Terms};
 use godwit_protocol::ticket::{Act, Expected, PublicKeys, Ticket, TicketError};
@@ -20,6 +20,7 @@ use godwit_protocol::{Category, Fault, definition, reason};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::migration::{Recorded, Records};
 use crate::state::StateError;
 use keys::{Known, PublishedKeys};
@@ -240,7 +241,7 @@ fn refused(error: &UsedError) -> Fault {
 
 /// Unix time in seconds.
 fn now() -> u64 {
-    SystemTime::now()
+    clock::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }

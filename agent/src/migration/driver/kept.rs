@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use godwit_handover::Terms;
 use godwit_protocol::{Drive, Driving};
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::state::{RecordFile, StateError};
 
 /// How long an ended migration's order is kept, as long as its journal: until then whoever asks is told the end.
@@ -125,7 +126,7 @@ impl Shelf {
 fn old(path: &Path) -> bool {
     let written = fs::metadata(path).and_then(|data| data.modified()).ok();
     written
-        .and_then(|written| SystemTime::now().duration_since(written).ok())
+        .and_then(|written| clock::now().duration_since(written).ok())
         .is_some_and(|age| age > KEPT)
 }
 
@@ -174,7 +175,7 @@ mod tests {
         found.sort_by(|a, b| a.terms.migration.cmp(&b.terms.migration));
         assert_eq!(found, [ended, kept("goes-on")]);
 
-        let long_ago = SystemTime::now() - KEPT - Duration::from_secs(60);
+        let long_ago = std::time::SystemTime::now() - KEPT - Duration::from_secs(60);
         for name in ["ended.drive", "goes-on.drive"] {
             let file = fs::File::options()
                 .write(true)

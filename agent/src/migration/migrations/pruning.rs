@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 use super::Inner;
+use crate::clock;
 use crate::migration::journal::{self, Journal};
 
 /// How long an ended migration's journal is kept: until then a repeated order about it does nothing.
@@ -18,7 +19,7 @@ pub(super) async fn keep_pruning(migrations: Weak<Inner>) {
     loop {
         sleep(BETWEEN_PRUNES).await;
         match migrations.upgrade() {
-            Some(inner) => inner.prune(SystemTime::now()),
+            Some(inner) => inner.prune(clock::now()),
             None => return,
         }
     }

@@ -134,7 +134,7 @@ pub(super) async fn run(start: SourceStart) {
     let desk = start.rim.desk.clone();
     let pen = start.journal.map(|journal| {
         let answers = answers.clone();
-        Pen::new(&*desk, journal, move |line, outcome| {
+        Pen::new(&*desk, Runner::SIDE, journal, move |line, outcome| {
             if let (Line::Entry(entry), Ok(())) = (&line, &outcome) {
                 fail_point::pass(Runner::SIDE, fail_point::JOURNALED, entry);
             }
