@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use godwit_handover::{OrderKey as Key, Stand, Terms, Wait};
-use godwit_protocol::Fault;
+use godwit_handover::{DestinationReport, OrderKey as Key, SourceReport, Stand, Terms, Wait};
+use godwit_protocol::{Fault, Side};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -159,10 +159,13 @@ impl Drive {
 /// What the hypervisor that is waited for will not do, although it may run the guest: it is tried again for as long as
 /// the guest's state is good, and somebody may have to free what is in the way.
 fn refused(role: Role, side: &SideState, terms: &Terms) -> Option<Failed> {
-    let reason = Reason::from_word(&side.last.reason)?;
-    if ![Reason::StartRefused, Reason::HypervisorUnresponsive].contains(&reason) {
-        return None;
-    }
+    // A failure of something else, long ago, is in the report as well.
+    let expected = match side.last.side.as_ref()? {
+        Side::Source(SourceReport::Aborting(_)) => Reason::HypervisorUnresponsive,
+        Side::Destination(DestinationReport::Starting) => Reason::StartRefused,
+        Side::Source(_) | Side::Destination(_) => return None,
+    };
+    let reason = Reason::from_word(&side.last.reason).filter(|reason| *reason == expected)?;
     let (host, words) = (role.host(terms), &side.last.detail);
     let message = format!(
         "The guest is to run on {host}, whose hypervisor does not let it: {words}. It is tried again."
