@@ -3,7 +3,9 @@
 
 use std::process::Command;
 
-use godwit_crds::{GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration};
+use godwit_crds::{
+    GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration, VirtualMachineResolution,
+};
 use kube::CustomResourceExt as _;
 use serde_json::Value;
 
@@ -43,6 +45,7 @@ fn the_api_page_names_every_field_that_is_served() {
         VirtualMachineHost::crd(),
         VirtualMachineMigration::crd(),
         GuestRecord::crd(),
+        VirtualMachineResolution::crd(),
     ] {
         let kind = crd.spec.names.kind.clone();
         let text = section(&kind);
@@ -66,7 +69,15 @@ fn the_api_page_names_every_field_that_is_served() {
 
 #[test]
 fn the_page_names_every_command_and_option() {
-    for command in ["migrate", "status", "cancel", "guests", "hosts", "completion"] {
+    for command in [
+        "migrate",
+        "status",
+        "cancel",
+        "resolve",
+        "guests",
+        "hosts",
+        "completion",
+    ] {
         let help = Command::new(env!("CARGO_BIN_EXE_kubectl-godwit"))
             .args([command, "--help"])
             .output()
