@@ -150,7 +150,8 @@ impl Keeper {
         self.cellar.yard.sim.pass(&self.life, what).await;
     }
 
-    async fn protected(&self, terms: &Terms) -> Result<Held, GuestError> {
+    /// `again`: for a source that is recovered, whose guest may stand in any state.
+    async fn protected(&self, terms: &Terms, again: bool) -> Result<Held, GuestError> {
         let kept = self.cellar.of(&terms.guest).ok_or_else(|| GuestError::NotHere {
             uid: terms.guest.clone(),
         })?;
@@ -176,10 +177,8 @@ impl Keeper {
             return Err(GuestError::NotRunning("gone".into()));
         }
         let run = kept.qemu.run();
-        if !matches!(
-            run,
-            RunState::Running | RunState::Paused | RunState::StoppedForMigration
-        ) {
+        let repeated = matches!(kept.role, Role::Leaving { .. });
+        if !again && !repeated && !matches!(run, RunState::Running | RunState::Paused) {
             return Err(GuestError::NotRunning(format!("{run:?}")));
         }
         if let Some(kept) = self.cellar.kept().get_mut(&terms.guest) {
@@ -208,12 +207,12 @@ impl Custody for Keeper {
 
     async fn protect(&self, terms: &Terms) -> Result<Held, GuestError> {
         self.pass("protects the guest").await;
-        self.protected(terms).await
+        self.protected(terms, false).await
     }
 
     async fn find_leaving(&self, terms: &Terms) -> Result<Option<Held>, GuestError> {
         self.pass("looks for the leaving guest").await;
-        match self.protected(terms).await {
+        match self.protected(terms, true).await {
             Ok(held) => Ok(Some(held)),
             Err(GuestError::NotRunning(_)) => Ok(None),
             Err(error) => Err(error),

@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::dice::Dice;
+use crate::qemu::Act;
 use crate::sim::Place;
 use crate::world::World;
 
@@ -50,6 +51,8 @@ pub enum Fault {
     Leader(bool),
     /// Somebody sets the clocks.
     Clocks(i64),
+    /// The guest does this by itself, where it runs.
+    Guest(Act),
     /// The relays of a host die.
     RelaysDie(Place),
 }
@@ -68,7 +71,7 @@ impl Fault {
             (Place::Controller, Place::Api),
         ]);
         let (one, other) = if dice.percent(50) { pair } else { (pair.1, pair.0) };
-        match dice.within(1, 43) {
+        match dice.within(1, 46) {
             1..=6 => Self::Crash(host, dice.one(&[1, 50, 800, 3000, 20_000])),
             7..=9 => Self::Crash(Place::Controller, dice.one(&[1, 800, 5000, 40_000])),
             10..=12 => Self::Cut(one, other, long),
@@ -88,7 +91,8 @@ impl Fault {
             36..=37 => Self::Second(dice.one(&[2000, 10_000, 40_000])),
             38..=39 => Self::Leader(dice.percent(50)),
             40 => Self::Clocks(dice.one(&[-3600, 3600])),
-            _ => Self::RelaysDie(host),
+            41..=43 => Self::RelaysDie(host),
+            _ => Self::Guest(dice.one(&[Act::PowersOff, Act::Panics, Act::DiskFails, Act::Resets])),
         }
     }
 
@@ -191,6 +195,13 @@ impl Fault {
                 world.start_controller(Place::Controller);
             }
             Self::Clocks(by) => clock::step(by),
+            Self::Guest(act) => {
+                for host in Place::HOSTS {
+                    for (_, kept) in world.host(host).cellar.all() {
+                        kept.qemu.guest_acts(act);
+                    }
+                }
+            }
             Self::RelaysDie(host) => sim.kill(host.relay()),
         }
     }

@@ -28,6 +28,8 @@ pub struct Copy {
 struct State {
     copies: BTreeMap<String, Copy>,
     newest: u64,
+    /// The guest has powered off, panicked, or stopped for an error: nobody lets it run again.
+    over: bool,
     /// A copy that was promised to run has died before it did: nobody can know that any more, and its source is let go.
     undecidable: bool,
     violations: Vec<String>,
@@ -91,6 +93,10 @@ impl Judge {
                 .violations
                 .push(format!("I1: {name} runs beside {}", others.join(", ")));
         }
+        if state.over {
+            let words = format!("{name} runs a guest that has ended");
+            state.violations.push(words);
+        }
         let newest = state.newest;
         let image = state.copies.get(name).and_then(|copy| copy.image);
         if image != Some(newest) {
@@ -112,6 +118,16 @@ impl Judge {
         if let Some(copy) = self.state().copies.get_mut(name) {
             copy.running = false;
         }
+    }
+
+    /// The guest has ended by itself.
+    pub fn guest_ended(&self) {
+        self.state().over = true;
+    }
+
+    /// Whether it has.
+    pub fn is_over(&self) -> bool {
+        self.state().over
     }
 
     /// It is being written down on a host that the guest is let run there.
@@ -249,6 +265,11 @@ mod tests {
             judge.ended("a", true);
         };
         assert_eq!(seen(&only), ["I7"]);
+        let dead = |judge: &Judge| {
+            judge.guest_ended();
+            judge.started("b");
+        };
+        assert_eq!(seen(&dead), ["b "]);
         let second = |judge: &Judge| judge.launched("c", "host-b", Some("m".into()));
         assert_eq!(seen(&second), ["I5"]);
         let judge = two();

@@ -91,6 +91,19 @@ pub struct Mood {
     pub passes: u64,
 }
 
+/// What a guest does by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It powers off.
+    PowersOff,
+    /// Its kernel panics.
+    Panics,
+    /// Its disk fails.
+    DiskFails,
+    /// It resets, and goes on.
+    Resets,
+}
+
 struct State {
     alive: bool,
     run: RunState,
@@ -98,8 +111,8 @@ struct State {
     error: Option<String>,
     limits: StreamLimits,
     iteration: u64,
-    /// Whether the guest ran when the hypervisor stopped it for the end of the stream.
-    ran: bool,
+    /// How the guest stood when the hypervisor stopped it for the end of the stream.
+    before: RunState,
     cancelled: bool,
     /// Whether it has ever sent its guest.
     sending: bool,
@@ -156,7 +169,7 @@ impl Qemu {
                     downtime: Duration::from_millis(300),
                 },
                 iteration: 0,
-                ran: false,
+                before: RunState::Paused,
                 cancelled: false,
                 sending: false,
                 mood,
@@ -249,6 +262,27 @@ impl Qemu {
         self.set_run(&mut state, RunState::Running);
     }
 
+    /// The guest powers off, panics, or meets an error of its disk, if it runs; or resets.
+    pub fn guest_acts(&self, act: Act) {
+        let mut state = self.state();
+        if !state.alive || state.run != RunState::Running || *self.hung.borrow() {
+            return;
+        }
+        self.yard.sim.note(&self.name, format!("the guest: {act:?}"));
+        let (run, kind) = match act {
+            Act::PowersOff => (RunState::ShutDown, GuestEventKind::ShutDown),
+            Act::Panics => (RunState::Panicked, GuestEventKind::Panicked),
+            Act::DiskFails => {
+                let disk = "root".into();
+                (RunState::IoError, GuestEventKind::IoError { disk })
+            }
+            Act::Resets => return self.tell(&state, GuestEventKind::Reset),
+        };
+        self.yard.sim.judge.guest_ended();
+        self.set_run(&mut state, run);
+        self.tell(&state, kind);
+    }
+
     fn fail(&self, words: &str) {
         let mut state = self.state();
         if !state.alive || state.cancelled {
@@ -266,12 +300,7 @@ impl Qemu {
     fn go_back(&self, state: &mut State) {
         if state.run == RunState::StoppedForMigration {
             self.yard.disks.lock(&self.name);
-            let back = if state.ran {
-                RunState::Running
-            } else {
-                RunState::Paused
-            };
-            self.set_run(state, back);
+            self.set_run(state, state.before);
         }
     }
 
@@ -326,10 +355,9 @@ impl Qemu {
                 );
                 let itself = state.mood.converges && state.iteration > state.mood.passes;
                 if itself || state.limits.downtime > Duration::from_secs(1) {
-                    state.ran = state.run == RunState::Running;
-                    if matches!(state.run, RunState::Running | RunState::Paused) {
-                        self.set_run(&mut state, RunState::StoppedForMigration);
-                    }
+                    // Whatever it was: one that has powered off, too.
+                    state.before = state.run;
+                    self.set_run(&mut state, RunState::StoppedForMigration);
                     self.set_stream(&mut state, StreamState::BeforeSwitchover);
                     break;
                 }
@@ -351,6 +379,17 @@ impl Qemu {
                 .write_u64(image.unwrap_or(u64::MAX))
                 .await
                 .map_err(|_| "the peer is gone")?;
+            let stood = match self.state().before {
+                RunState::ShutDown => 1,
+                RunState::Panicked => 2,
+                RunState::IoError => 3,
+                RunState::Running
+                | RunState::Paused
+                | RunState::StoppedForMigration
+                | RunState::Incoming
+                | RunState::Broken => 0,
+            };
+            socket.write_u8(stood).await.map_err(|_| "the peer is gone")?;
             if self.state().mood.fails_late {
                 // What was sent arrives; the answer does not.
                 sleep(Duration::from_millis(sim.dice.within(0, 30))).await;
@@ -388,19 +427,25 @@ impl Qemu {
         let work = async {
             let image = tokio::select! {
                 biased;
-                image = socket.read_u64() => image.ok(),
+                image = async { Ok::<_, std::io::Error>((socket.read_u64().await?, socket.read_u8().await?)) } => image.ok(),
                 () = self.path_breaks() => None,
             };
             self.while_hung().await;
             sleep(Duration::from_millis(sim.dice.within(1, 8))).await;
-            let Some(image) = image.filter(|_| !self.state().mood.fails_to_load) else {
+            let Some((image, stood)) = image.filter(|_| !self.state().mood.fails_to_load) else {
                 self.fail("the stream broke");
                 return;
             };
             {
                 let mut state = self.state();
                 sim.judge.loaded(&self.name, (image != u64::MAX).then_some(image));
-                self.set_run(&mut state, RunState::Paused);
+                let run = match stood {
+                    1 => RunState::ShutDown,
+                    2 => RunState::Panicked,
+                    3 => RunState::IoError,
+                    _ => RunState::Paused,
+                };
+                self.set_run(&mut state, run);
                 self.set_stream(&mut state, StreamState::Completed);
             }
             tokio::select! {
