@@ -146,6 +146,37 @@ impl Keeper {
         })
     }
 
+    /// The guest is stopped and forgotten, unless a migration has it.
+    ///
+    /// # Errors
+    /// As the agent's.
+    pub async fn stop(&self, guest: &str, epoch: u64) -> Result<(), GuestError> {
+        let Some(kept) = self.cellar.of(guest) else {
+            return Ok(());
+        };
+        match kept.role {
+            Role::Leaving { migration } | Role::Arriving { migration } => {
+                return Err(GuestError::Protected { migration });
+            }
+            Role::Held if kept.epoch != epoch => {
+                return Err(GuestError::StaleEpoch {
+                    known: kept.epoch,
+                    given: epoch,
+                });
+            }
+            Role::Held => {}
+        }
+        self.cellar.yard.sim.judge.stopped_for_good(&kept.qemu.name);
+        let handle = Handle {
+            qemu: kept.qemu,
+            life: self.life.clone(),
+        };
+        // There is nothing that it could refuse.
+        let _ = handle.destroy(Duration::ZERO).await;
+        self.cellar.kept().remove(guest);
+        Ok(())
+    }
+
     async fn pass(&self, what: &str) {
         self.cellar.yard.sim.pass(&self.life, what).await;
     }

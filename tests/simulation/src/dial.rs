@@ -14,6 +14,7 @@ use godwit_protocol::{
 };
 use tokio::sync::{mpsc, oneshot};
 
+use crate::custody::Keeper;
 use crate::sim::{Life, Place, Sim};
 
 /// How long a connection may bring nothing before it is given up.
@@ -26,6 +27,8 @@ pub struct Serving {
     pub life: Arc<Life>,
     /// What it serves.
     pub roles: Drivers,
+    /// Its guests.
+    pub keeper: Arc<Keeper>,
     /// The boot of its host.
     pub boot: String,
 }
@@ -199,8 +202,15 @@ impl Calls for Line {
         Err(unreachable("nothing is started here"))
     }
 
-    async fn stop_guest(&self, _guest: &GuestName, _epoch: u64) -> Result<(), Fault> {
-        Err(unreachable("nothing is stopped here"))
+    async fn stop_guest(&self, guest: &GuestName, epoch: u64) -> Result<(), Fault> {
+        let (ports, place, guest) = (self.ports.clone(), self.server.place, guest.uid.clone());
+        self.call("a stop of the guest".into(), true, move |roles| async move {
+            drop(roles);
+            let keeper = ports.at(place).map(|serving| serving.keeper);
+            let keeper = keeper.ok_or_else(|| unreachable("connection reset"))?;
+            keeper.stop(&guest, epoch).await.map_err(Fault::from)
+        })
+        .await
     }
 
     async fn order(&self, terms: &Terms, order: &Order) -> Result<OrderAnswer, Fault> {

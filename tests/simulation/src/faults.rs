@@ -53,6 +53,8 @@ pub enum Fault {
     Clocks(i64),
     /// The guest does this by itself, where it runs.
     Guest(Act),
+    /// A user deletes the guest, whatever goes on.
+    GuestDeleted,
     /// The relays of a host die.
     RelaysDie(Place),
 }
@@ -71,7 +73,7 @@ impl Fault {
             (Place::Controller, Place::Api),
         ]);
         let (one, other) = if dice.percent(50) { pair } else { (pair.1, pair.0) };
-        match dice.within(1, 46) {
+        match dice.within(1, 48) {
             1..=6 => Self::Crash(host, dice.one(&[1, 50, 800, 3000, 20_000])),
             7..=9 => Self::Crash(Place::Controller, dice.one(&[1, 800, 5000, 40_000])),
             10..=12 => Self::Cut(one, other, long),
@@ -91,7 +93,8 @@ impl Fault {
             36..=37 => Self::Second(dice.one(&[2000, 10_000, 40_000])),
             38..=39 => Self::Leader(dice.percent(50)),
             40 => Self::Clocks(dice.one(&[-3600, 3600])),
-            41..=43 => Self::RelaysDie(host),
+            41..=42 => Self::GuestDeleted,
+            43..=45 => Self::RelaysDie(host),
             _ => Self::Guest(dice.one(&[Act::PowersOff, Act::Panics, Act::DiskFails, Act::Resets])),
         }
     }
@@ -195,6 +198,7 @@ impl Fault {
                 world.start_controller(Place::Controller);
             }
             Self::Clocks(by) => clock::step(by),
+            Self::GuestDeleted => world.delete_guest(),
             Self::Guest(act) => {
                 for host in Place::HOSTS {
                     for (_, kept) in world.host(host).cellar.all() {

@@ -22,6 +22,8 @@ pub struct Copy {
     pub image: Option<u64>,
     /// That it is let run was written down, or may have been.
     pub promised: bool,
+    /// It is stopped because its guest was deleted.
+    pub given_up: bool,
 }
 
 #[derive(Default)]
@@ -30,6 +32,8 @@ struct State {
     newest: u64,
     /// The guest has powered off, panicked, or stopped for an error: nobody lets it run again.
     over: bool,
+    /// A user has deleted the guest.
+    deleted: bool,
     /// A copy that was promised to run has died before it did: nobody can know that any more, and its source is let go.
     undecidable: bool,
     violations: Vec<String>,
@@ -75,6 +79,7 @@ impl Judge {
             running: false,
             image,
             promised: false,
+            given_up: false,
         };
         state.copies.insert(name.into(), copy);
     }
@@ -130,6 +135,28 @@ impl Judge {
         self.state().over
     }
 
+    /// A user deletes the guest.
+    pub fn guest_deleted(&self) {
+        self.state().deleted = true;
+    }
+
+    /// Whether somebody has.
+    pub fn is_deleted(&self) -> bool {
+        self.state().deleted
+    }
+
+    /// This process is about to be stopped because its guest was deleted.
+    pub fn stopped_for_good(&self, name: &str) {
+        let mut state = self.state();
+        if !state.deleted {
+            let words = format!("{name} is stopped, and nobody has deleted its guest");
+            state.violations.push(words);
+        }
+        if let Some(copy) = state.copies.get_mut(name) {
+            copy.given_up = true;
+        }
+    }
+
     /// It is being written down on a host that the guest is let run there.
     pub fn promised(&self, host: &str) {
         let mut state = self.state();
@@ -162,7 +189,7 @@ impl Judge {
             return;
         }
         copy.running = false;
-        let image = copy.image;
+        let (image, by_us) = (copy.image, by_us && !copy.given_up);
         state.undecidable |= !by_us && copy.promised;
         let newest = state.newest;
         let another = state

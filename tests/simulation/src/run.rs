@@ -362,7 +362,16 @@ fn settle(world: &Arc<World>, asked: &[(String, bool)]) -> Vec<String> {
         format!("I6: the record is not decided: {record}"),
     );
     let alive = world.sim.judge.alive();
-    if world.sim.judge.is_lost() {
+    if world.sim.judge.is_deleted() {
+        want(
+            alive.is_empty(),
+            format!("I6: the guest was deleted, and processes are left: {alive:?}"),
+        );
+        want(
+            !world.has_guest() && record.is_null(),
+            format!("I6: the guest was deleted and is not gone: {record}"),
+        );
+    } else if world.sim.judge.is_lost() {
         want(
             alive
                 .iter()
@@ -417,6 +426,6 @@ fn settle(world: &Arc<World>, asked: &[(String, bool)]) -> Vec<String> {
     );
     let relays = world.burrow.left();
     want(relays.is_empty(), format!("I6: relays are left: {relays:?}"));
-    want(epoch >= EPOCH, "the epoch has shrunk".into());
+    want(record.is_null() || epoch >= EPOCH, "the epoch has shrunk".into());
     missing
 }

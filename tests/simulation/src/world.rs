@@ -296,7 +296,7 @@ impl World {
             life: life.clone(),
         });
         let writer = RecordWriter::new(client, place.name());
-        let migrations = Migrations::on(rim, settings, keeper, Arc::new(writer.clone()));
+        let migrations = Migrations::on(rim, settings, keeper.clone(), Arc::new(writer.clone()));
         *host.agent.lock().unwrap() = Some(Agent {
             life: life.clone(),
             migrations: migrations.clone(),
@@ -334,6 +334,7 @@ impl World {
                 let serving = Serving {
                     life,
                     roles: drivers,
+                    keeper,
                     boot,
                 };
                 world.ports.serve(place, Some(serving));
@@ -508,6 +509,27 @@ impl World {
     pub fn delete(&self, name: &str) {
         self.sim.note("user", format!("deletes {name}"));
         let _ = self.store.delete(&Self::migration_key(name), &Value::Null);
+    }
+
+    fn guest_key() -> Key {
+        Key {
+            plural: "virtualmachines",
+            namespace: NAMESPACE.into(),
+            name: GUEST.into(),
+        }
+    }
+
+    /// A user deletes the guest.
+    pub fn delete_guest(&self) {
+        self.sim.note("user", "deletes the guest");
+        self.sim.judge.guest_deleted();
+        // It may be gone.
+        let _ = self.store.delete(&Self::guest_key(), &Value::Null);
+    }
+
+    /// Whether the guest's object is there.
+    pub fn has_guest(&self) -> bool {
+        self.store.get(&Self::guest_key()).is_some()
     }
 
     /// The migration as it stands.
