@@ -52,9 +52,9 @@ deny: ## Check licences, sources and known weaknesses of what is built in (build
 	@tests/deny
 
 .PHONY: bench
-bench: ## Measure, and compare with the targets (some 15 minutes)
+bench: ## Measure, and compare with the targets (some 35 minutes)
 	@tests/prepare bench
-	@target/release/bench
+	@GODWIT_LOG=info,godwit_agent::handover=debug target/release/bench
 
 .PHONY: lab
 lab: ## Leave a control plane and two hosts running, and say how to use them

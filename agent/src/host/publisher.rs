@@ -30,6 +30,8 @@ use crate::tunnel::buffers;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(100);
+/// How long they wait for a handover that is under way: one that takes longer is worth telling of.
+const HANDOVER: Duration = Duration::from_secs(2);
 /// The first and the longest wait after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// How often it is tried whether the state directory takes writes.
@@ -161,6 +163,7 @@ impl Publisher {
                 // While the API server does not answer, changes wait for the next attempt.
                 Ok(()) = changes.changed(), if host.failures == 0 => {
                     tokio::time::sleep(GATHER).await;
+                    self.handover_first().await;
                     host.at = Instant::now();
                 }
                 Ok(()) = self.hypervisor.changed(), if host.failures == 0 => host.at = Instant::now(),
@@ -192,6 +195,15 @@ impl Publisher {
         self.stopping = true;
         if !matches!(tokio::time::timeout(FAREWELL, self.publish()).await, Ok(Ok(()))) {
             warn!("the API server could not be told that the agent is being stopped");
+        }
+    }
+
+    /// A guest that is handed over is seen as standing still here, and as gone a moment later: one word of it is enough,
+    /// and nobody writes to the API server while it stands still.
+    async fn handover_first(&self) {
+        let deadline = Instant::now() + HANDOVER;
+        while self.migrations.handing_over() && Instant::now() < deadline {
+            tokio::time::sleep(GATHER).await;
         }
     }
 

@@ -22,6 +22,7 @@ mod pen;
 pub mod rim;
 mod role;
 mod source;
+mod steps;
 mod updates;
 
 pub use custody::{Custody, RecordArbiter, Recorded, Records};

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use godwit_handover::{Decision, DestinationEffect, DestinationEvent, DestinationReport, RecordView, Step};
+use godwit_handover::{
+    Decision, DestinationEffect, DestinationEntry, DestinationEvent, DestinationReport, RecordView, Step,
+};
 use godwit_protocol::{Category, Fault, Side};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
@@ -22,6 +24,7 @@ use crate::migration::gateway::Gateway;
 use crate::migration::journal::Line;
 use crate::migration::observation;
 use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
+use crate::migration::steps::{self, Moment};
 use crate::migration::updates::Note;
 
 /// How long nobody may open the channel before the process is given up.
@@ -60,6 +63,9 @@ impl Role for Runner {
     fn carry_out(&mut self, effect: DestinationEffect) {
         match effect {
             DestinationEffect::Journal(entry) => {
+                if matches!(entry, DestinationEntry::ContIssued(_)) {
+                    self.tell_step(Moment::Journaling, None);
+                }
                 if self.pen.as_ref().is_some_and(|pen| pen.write(Line::Entry(entry))) {
                     self.writes += 1;
                 } else {
@@ -144,6 +150,12 @@ impl Role for Runner {
                 self.writes = self.writes.saturating_sub(1);
                 self.noted(note);
                 let failed = event == DestinationEvent::JournalFailed;
+                if matches!(
+                    event,
+                    DestinationEvent::Journaled(DestinationEntry::ContIssued(_))
+                ) {
+                    self.tell_step(Moment::Journaled, None);
+                }
                 self.feel(event);
                 if failed && let Some(arrival) = self.arrival.take() {
                     let words = "The agent could not write its journal; free space in its state directory";
@@ -194,12 +206,16 @@ impl Role for Runner {
             }
         };
         match event.kind {
-            GuestEventKind::Stream(StreamState::Completed) => self.feel(DestinationEvent::Loaded),
+            GuestEventKind::Stream(StreamState::Completed) => {
+                self.tell_step(Moment::Loaded, Some(event.at_micros));
+                self.feel(DestinationEvent::Loaded);
+            }
             // The hypervisor's words about it are worth a look; the look tells the failure too.
             GuestEventKind::Stream(StreamState::Failed | StreamState::Cancelled) => {
                 self.look_at = Instant::now()
             }
             GuestEventKind::Resumed => {
+                self.tell_step(Moment::Resumed, Some(event.at_micros));
                 self.publisher.resumed_at(event.at_micros);
                 self.runs_again();
             }
@@ -349,6 +365,10 @@ impl Role for Runner {
 }
 
 impl Runner {
+    fn tell_step(&self, moment: Moment, at_micros: Option<i64>) {
+        steps::tell(&self.machine.terms().migration, moment, at_micros);
+    }
+
     /// Asks the record, beside all else.
     fn ask(&mut self, question: impl Future<Output = Option<RecordView>> + Send + 'static) {
         let answers = self.answers.clone();

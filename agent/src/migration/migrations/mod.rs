@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::StreamExt;
 use godwit_handover::{Epoch, Terms};
@@ -129,7 +129,7 @@ impl Migrations {
         }
         inner.settings.guest_network.tidy(going_on).await;
         let pruner = tokio::spawn(pruning::keep_pruning(Arc::downgrade(inner)));
-        inner.prune(SystemTime::now());
+        inner.prune(crate::clock::now());
         *inner.pruner.lock().unwrap_or_else(PoisonError::into_inner) = Some(AbortOnDropHandle::new(pruner));
         Ok(())
     }
@@ -171,6 +171,11 @@ impl Migrations {
     /// Why a migration is not followed here until a person has seen to it: its journal cannot be read.
     pub fn unread(&self, migration: &str) -> Option<Fault> {
         self.inner.table().unread(migration)
+    }
+
+    /// Whether a guest stands still here for its handover: what can wait does.
+    pub fn handing_over(&self) -> bool {
+        self.inner.table().handing_over()
     }
 
     /// The migrations of which this host is the destination, ended ones too.

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use godwit_handover::{DestinationEvent, Epoch, Refusal, SourceEvent, SourceReport, Terms};
+use godwit_handover::{
+    DestinationEvent, DestinationReport, Epoch, Refusal, SourceEvent, SourceReport, Terms,
+};
 use godwit_protocol::{Category, Fault, Side};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -173,6 +175,18 @@ impl Table {
         })
     }
 
+    /// Whether the last steps of a migration are under way here, which take milliseconds.
+    pub(super) fn handing_over(&self) -> bool {
+        self.known.values().filter(|entry| !entry.is_over()).any(|entry| {
+            let shown = self.shown.get(&entry.terms.migration);
+            shown.is_some_and(|shown| {
+                let update = shown.borrow();
+                let side = update.as_ref().and_then(|update| update.side.as_ref());
+                side.is_some_and(hands_over)
+            })
+        })
+    }
+
     /// Those that have not ended here.
     pub(super) fn active(&self) -> Vec<String> {
         self.uids(|entry| !entry.is_over())
@@ -263,6 +277,38 @@ impl Table {
             .entry(migration.to_owned())
             .or_insert_with(|| watch::Sender::new(at_first))
             .clone()
+    }
+}
+
+/// Whether the guest stands still for its handover, as far as this side knows.
+fn hands_over(side: &Side) -> bool {
+    match side {
+        Side::Source(report) => match report {
+            SourceReport::Stopped { .. } | SourceReport::Switching { .. } | SourceReport::GoSent(_) => true,
+            SourceReport::Begun
+            | SourceReport::Streaming
+            | SourceReport::InDoubt { .. }
+            | SourceReport::Deciding { .. }
+            | SourceReport::Yielded
+            | SourceReport::Blocked { .. }
+            | SourceReport::Released
+            | SourceReport::Aborting(_)
+            | SourceReport::Aborted(_)
+            | SourceReport::Died
+            | SourceReport::Lost(_) => false,
+        },
+        Side::Destination(report) => match report {
+            DestinationReport::Loaded | DestinationReport::Starting => true,
+            DestinationReport::Preparing
+            | DestinationReport::Prepared(_)
+            | DestinationReport::Receiving
+            | DestinationReport::Blocked
+            | DestinationReport::Deciding
+            | DestinationReport::Holding { .. }
+            | DestinationReport::Reverting(_)
+            | DestinationReport::Reverted(_)
+            | DestinationReport::Lost(_) => false,
+        },
     }
 }
 

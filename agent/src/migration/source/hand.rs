@@ -14,6 +14,7 @@ use crate::migration::custody::Custody;
 use crate::migration::native_several::Cable;
 use crate::migration::rim::Wire;
 use crate::migration::role::{BACKOFF, LONGEST_BACKOFF, sleep_if};
+use crate::migration::steps::{self, Moment};
 use crate::migration::updates::Note;
 use crate::tunnel::Tunnels;
 
@@ -243,6 +244,7 @@ impl Hand {
     /// Only a stream that was seen to wait still, after an answered refusal, has been refused; anything else is
     /// told by the stream itself.
     async fn switch_over(&self) -> Answer {
+        steps::tell(&self.terms.migration, Moment::SwitchOver, None);
         let error = match self.guest.switch_over().await {
             Ok(()) => return Answer::Nothing(None),
             Err(error) => error,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_handover::{Decision, Pass, SourceEffect, SourceEvent, SourceReport, Step};
+use godwit_handover::{Decision, Pass, SourceEffect, SourceEntry, SourceEvent, SourceReport, Step};
 use godwit_protocol::Side;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use crate::migration::asking;
 use crate::migration::driver_watch::{Bearing, Lapse};
 use crate::migration::journal::{self, Line};
 use crate::migration::role::{self, LONGEST_BACKOFF, Message, Role};
+use crate::migration::steps::Moment;
 
 impl Role for Runner {
     const SIDE: &'static str = "source";
@@ -51,6 +52,9 @@ impl Role for Runner {
     fn carry_out(&mut self, effect: SourceEffect) {
         match effect {
             SourceEffect::Journal(entry) => {
+                if matches!(entry, SourceEntry::GoSent(_)) {
+                    self.tell_step(Moment::Journaling, None);
+                }
                 if self.pen.as_ref().is_some_and(|pen| pen.write(Line::Entry(entry))) {
                     self.writes += 1;
                 } else {
@@ -126,6 +130,9 @@ impl Role for Runner {
                 self.writes = self.writes.saturating_sub(1);
                 self.noted(note);
                 let holds = matches!(event, SourceEvent::Journaled(_));
+                if matches!(event, SourceEvent::Journaled(SourceEntry::GoSent(_))) {
+                    self.tell_step(Moment::Journaled, None);
+                }
                 self.feel(event);
                 if let Some(begun) = self.begun.take() {
                     let _ = begun.send(holds);

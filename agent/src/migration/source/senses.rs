@@ -11,6 +11,7 @@ use super::hand::Work;
 use crate::hypervisor::{GuestEvent, GuestEventKind, HypervisorError, RunState, StreamState, StreamStatus};
 use crate::migration::observation;
 use crate::migration::role::Role;
+use crate::migration::steps::{self, Moment};
 use crate::migration::updates::Note;
 
 /// How long the hypervisor may take to decide whether it lets the guest run after a failed stream.
@@ -117,8 +118,12 @@ impl Runner {
             GuestEventKind::IoError { .. } => self.guest_ended(RunState::IoError),
             GuestEventKind::Reset => {}
             GuestEventKind::Stream(state) => match state {
-                StreamState::BeforeSwitchover => self.feel(SourceEvent::BeforeSwitchover),
+                StreamState::BeforeSwitchover => {
+                    self.tell_step(Moment::Gate, Some(event.at_micros));
+                    self.feel(SourceEvent::BeforeSwitchover);
+                }
                 StreamState::Completed => {
+                    self.tell_step(Moment::Completed, Some(event.at_micros));
                     self.feel(SourceEvent::StreamCompleted);
                     // For the hypervisor's own figures.
                     self.look_soon(Duration::ZERO);
@@ -157,6 +162,10 @@ impl Runner {
                 self.feel(SourceEvent::Died);
             }
         }
+    }
+
+    pub(super) fn tell_step(&self, moment: Moment, at_micros: Option<i64>) {
+        steps::tell(&self.machine.terms().migration, moment, at_micros);
     }
 
     fn look_soon(&mut self, after: Duration) {

@@ -5,6 +5,7 @@
 
 mod by_hand;
 mod downtime;
+mod handover;
 mod libvirt;
 mod overhead;
 mod qmp;
@@ -58,6 +59,10 @@ enum Measurement {
     Rest,
     /// What godwit adds around QEMU's own time.
     Overhead,
+    /// Godwit's own share of the time that the guest stands still, and what a migration writes.
+    Handover,
+    /// How well the budget for that time is kept by guests that change their memory.
+    Seals,
     /// Speed against QMP by hand.
     Throughput,
     /// Downtime against QMP by hand.
@@ -83,6 +88,8 @@ struct Extent {
     overhead: usize,
     throughput: usize,
     downtime: usize,
+    handover: usize,
+    seals: usize,
     transports: usize,
     tunnel_downtime: usize,
     tunnel: tunnel::Extent,
@@ -94,6 +101,8 @@ const FULL: Extent = Extent {
     overhead: 25,
     throughput: 11,
     downtime: 21,
+    handover: 200,
+    seals: 21,
     transports: 11,
     tunnel_downtime: 21,
     tunnel: tunnel::Extent {
@@ -108,6 +117,8 @@ const QUICK: Extent = Extent {
     overhead: 2,
     throughput: 1,
     downtime: 2,
+    handover: 3,
+    seals: 1,
     transports: 1,
     tunnel_downtime: 2,
     tunnel: tunnel::Extent {
@@ -152,6 +163,8 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         Measurement::Libvirt => arguments.with_libvirt || arguments.only.contains(&measurement),
         Measurement::Rest
         | Measurement::Overhead
+        | Measurement::Handover
+        | Measurement::Seals
         | Measurement::Throughput
         | Measurement::Downtime
         | Measurement::Transports
@@ -212,6 +225,14 @@ async fn measure_in_lab(
     if wanted(Measurement::Downtime) {
         say(&format!("downtime: 2 × {} migrations", extent.downtime + 1));
         results.take(downtime::measure(&lab, extent.downtime).await);
+    }
+    if wanted(Measurement::Handover) {
+        say(&format!("handovers: {} migrations", extent.handover + 1));
+        results.take(handover::measure(&lab, extent.handover).await);
+    }
+    if wanted(Measurement::Seals) {
+        say(&format!("seals: 3 × {} migrations", extent.seals + 1));
+        results.take(handover::seals(&lab, extent.seals).await);
     }
     if wanted(Measurement::Throughput) {
         let moves = 2 * extent.throughput + 1;
