@@ -7,7 +7,7 @@
 use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
@@ -247,7 +247,7 @@ impl<R: Roles + 'static> wire::agent_server::Agent for AgentService<R> {
         self.check_side(&terms, &order)?;
         authority::may_order(&caller, &terms, &order)?;
         self.check_ticket(&caller, &terms, &order).await?;
-        check_order(&order, &self.host, &self.certificate.get(), SystemTime::now())?;
+        check_order(&order, &self.host, &self.certificate.get(), crate::clock::now())?;
         info!(migration = %terms.migration, guest = %terms.guest, order = order.name(), "ordered");
         let roles = self.roles.clone();
         // A call ends with its connection; what was ordered is done whole all the same.
