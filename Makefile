@@ -38,6 +38,12 @@ faults: ## Run every case of bad input and faults on real parts, the long ones t
 	@tests/prepare programs
 	@cargo test --quiet -p godwit-lab --test faults -- --include-ignored $(ONLY)
 
+.PHONY: upgrade
+upgrade: ## Upgrade agents and controller in mid-migration, and mix them, with programs of one protocol version ago (built from the history the first time)
+	@tests/prepare programs
+	@tests/tools/older
+	@cargo test --quiet -p godwit-lab --test upgrade -- --include-ignored $(ONLY)
+
 .PHONY: fuzz
 fuzz: ## Search for bytes that our decoders bear badly (FOR=60 seconds each, ONLY=order for one; it goes on where the last search ended)
 	@tests/tools/install system rust
