@@ -2,7 +2,9 @@
 //! fast or slow the machine is. What came of each is shown as a table at the end.
 
 pub mod arbitration;
+pub mod clock;
 pub mod disk;
+pub mod journal;
 mod judge;
 pub mod killed;
 pub mod late;

@@ -23,6 +23,10 @@ pub enum Deed {
     Wait,
     /// Dies.
     Die,
+    /// At an entry that is written: the journal's disk takes it, and tells an error when it is synced.
+    Eio,
+    /// At an entry that is written: the journal's disk has no room for it.
+    Enospc,
 }
 
 impl Point {
@@ -40,6 +44,8 @@ impl Point {
             Deed::Pass => "pass",
             Deed::Wait => "wait",
             Deed::Die => "die",
+            Deed::Eio => "eio",
+            Deed::Enospc => "enospc",
         };
         // Seen whole or not at all.
         let (written, armed) = (self.file(lab, "new")?, self.file(lab, "armed")?);

@@ -18,6 +18,8 @@ use crate::crashes::{MOST_MISSED, SLOW, Seal, agent, missed};
 use crate::guest::{Guest, until, until_within};
 
 const SEALED: Point = Point::of(1, "source.journaled.Sealed");
+/// The guest was stopped, and that cannot be written down.
+const UNWRITTEN: Point = Point::of(1, "source.written.Sealed");
 /// A migration that does not come by a point has passed it, or comes to its end by another way.
 const COMES_WITHIN: Duration = Duration::from_secs(30);
 
@@ -63,7 +65,7 @@ impl Scene {
                 lab.network.shape(1, None)?;
             }
             let attempt = ordered?;
-            let sealed = SEALED.is_reached(lab)?;
+            let sealed = SEALED.is_reached(lab)? || UNWRITTEN.is_reached(lab)?;
             if reached.is_ok() && sealed == (seal == Seal::Sealed) {
                 return Ok(Self {
                     guest,
