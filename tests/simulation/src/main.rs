@@ -4,6 +4,7 @@
 //! simulate seeds COUNT [FROM]              many seeds, each in a process of its own
 //! simulate seed N [tell]                   one; `tell` says everything at once, step for step
 //! simulate sweep [SCENARIO]                every point of every scenario, or of one
+//! simulate sweep quick                     the same, but of tunnelled scenarios only what is the tunnel's
 //! simulate point SCENARIO KIND N [tell]    one of them
 //! ```
 
@@ -21,10 +22,9 @@ use std::sync::Mutex;
 
 use godwit_simulation::many;
 use godwit_simulation::run::{Outcome, Plan, run};
-use godwit_simulation::sweep::{SCENARIOS, Scenario, strike, strikes, words};
+use godwit_simulation::sweep::{SCENARIOS, Scenario, quick, strike, strikes, words};
 
-const USAGE: &str =
-    "usage: simulate seeds COUNT [FROM] | seed N [tell] | sweep [SCENARIO] | point SCENARIO KIND N [tell]";
+const USAGE: &str = "usage: simulate seeds COUNT [FROM] | seed N [tell] | sweep [SCENARIO | quick] | point SCENARIO KIND N [tell]";
 /// How many lines a summary prints of each failure.
 const REASONS: usize = 6;
 
@@ -39,8 +39,9 @@ fn main() -> ExitCode {
         ["seed", seed] => one(&Plan::draw(number(seed)), told),
         ["seeds", count] => seeds(number(count), 1),
         ["seeds", count, from] => seeds(number(count), number(from)),
-        ["sweep"] => sweep(&SCENARIOS),
-        ["sweep", name] => sweep(&[scenario(name)]),
+        ["sweep"] => sweep(&SCENARIOS, false),
+        ["sweep", "quick"] => sweep(&SCENARIOS, true),
+        ["sweep", name] => sweep(&[scenario(name)], false),
         ["point", name, "none", _] => one(&scenario(name).plan(None), told),
         ["point", name, kind, number] => match strike(kind, number) {
             Some(strike) => one(&scenario(name).plan(Some(strike)), told),
@@ -128,7 +129,7 @@ fn seeds(count: u64, from: u64) -> ExitCode {
     ExitCode::from(u8::from(!failed.is_empty()))
 }
 
-fn sweep(scenarios: &[Scenario]) -> ExitCode {
+fn sweep(scenarios: &[Scenario], quickly: bool) -> ExitCode {
     let program: PathBuf = std::env::current_exe().unwrap();
     let (mut points, mut broken) = (0, 0);
     for scenario in scenarios {
@@ -141,7 +142,11 @@ fn sweep(scenarios: &[Scenario]) -> ExitCode {
             broken += 1;
             continue;
         }
-        let runs: Vec<_> = strikes(counted.counts)
+        let mut all_of_it = strikes(counted.counts);
+        if quickly {
+            all_of_it = quick(*scenario, all_of_it, &counted.tunnel);
+        }
+        let runs: Vec<_> = all_of_it
             .into_iter()
             .map(|strike| {
                 let [kind, number] = words(strike);
@@ -150,7 +155,8 @@ fn sweep(scenarios: &[Scenario]) -> ExitCode {
             .collect();
         let (failed, phases) = all(&runs);
         tell(&failed);
-        let [crashes, writes, events, lists] = counted.counts;
+        let of = |kind| runs.iter().filter(|run| run[2] == kind).count();
+        let [crashes, lists, events, writes] = ["crash", "stale-list", "drop-event", "unanswered"].map(of);
         println!(
             "{:<32} {crashes:>4} crashes {lists:>3} stale lists {events:>3} lost events {writes:>3} unanswered writes, \
              {} failed; {phases:?}",

@@ -197,7 +197,9 @@ impl Relays for Tunnels {
             self.close(migration, None).await;
             return Err(error);
         }
-        self.sim.pass(&self.me, "hears that the tunnel is open").await;
+        self.sim
+            .pass(&self.me, "hears from its relay that the channel is open")
+            .await;
         self.handed(hypervisor)
     }
 
@@ -251,7 +253,9 @@ impl Entry for Mouth {
             () = self.relay.life.over() => return Err(TunnelError::Gone),
         }
         let Self { hypervisor, host, .. } = *self;
-        host.sim.pass(&host.me, "hears that the source has come").await;
+        host.sim
+            .pass(&host.me, "hears from its relay that the source has come")
+            .await;
         host.handed(hypervisor).map(Some)
     }
 }

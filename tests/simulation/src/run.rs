@@ -120,6 +120,8 @@ pub struct Outcome {
     pub lines: usize,
     /// How many points there were, how many writes, events of watches, and lists.
     pub counts: [usize; 4],
+    /// Which of the points are the tunnel's.
+    pub tunnel: Vec<usize>,
     /// The virtual time that it took.
     pub took: Duration,
     /// The phases in which the migrations ended.
@@ -251,6 +253,7 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
         sum: sim.sum(),
         lines: sim.trace().len(),
         counts: counts.map(|count| count.load(std::sync::atomic::Ordering::Relaxed)),
+        tunnel: sim.counts.tunnel.lock().unwrap().clone(),
         took: clock::elapsed(),
         phases,
     }

@@ -131,6 +131,8 @@ pub struct Counts {
     pub events: AtomicUsize,
     /// Lists.
     pub lists: AtomicUsize,
+    /// Which of the points are the tunnel's: a relay's own, or an agent's at which it deals with one.
+    pub tunnel: Mutex<Vec<usize>>,
 }
 
 type Killer = Box<dyn Fn(Place) + Send>;
@@ -231,7 +233,12 @@ impl Sim {
             return true;
         }
         let number = self.counts.points.fetch_add(1, Ordering::Relaxed);
-        self.note(life.place, format!("{what}"));
+        let words = what.to_string();
+        let relay = matches!(life.place, Place::RelaysOfA | Place::RelaysOfB);
+        if relay || words.contains("relay") {
+            self.counts.tunnel.lock().unwrap().push(number);
+        }
+        self.note(life.place, words);
         let swept = self.strike == Some(Strike::Crash(number));
         let by_chance = self.faulty.load(Ordering::Relaxed) && self.crashes.lock().unwrap().remove(&number);
         if swept || by_chance {

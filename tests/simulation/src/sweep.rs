@@ -128,6 +128,15 @@ pub fn strikes([points, writes, events, lists]: [usize; 4]) -> Vec<Strike> {
     crashes.chain(stale).chain(dropped).chain(unanswered).collect()
 }
 
+/// Those that a quick sweep leaves: through the tunnel, the crashes at what is the tunnel's. The rest is what the same
+/// scenario has without it.
+pub fn quick(scenario: Scenario, strikes: Vec<Strike>, tunnel: &[usize]) -> Vec<Strike> {
+    if !scenario.tunnelled {
+        return strikes;
+    }
+    tunnel.iter().copied().map(Strike::Crash).collect()
+}
+
 /// A fault as the program takes it.
 pub fn words(strike: Strike) -> [String; 2] {
     let (kind, number) = match strike {
