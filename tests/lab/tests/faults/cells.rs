@@ -2,6 +2,7 @@
 //! fast or slow the machine is. What came of each is shown as a table at the end.
 
 pub mod arbitration;
+pub mod certificate;
 pub mod clock;
 pub mod disk;
 pub mod journal;

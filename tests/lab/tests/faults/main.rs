@@ -273,6 +273,7 @@ fn main() -> ExitCode {
             cells::disk::CASES,
             cells::journal::CASES,
             cells::clock::CASES,
+            cells::certificate::CASES,
         ]
         .concat(),
     );
