@@ -9,6 +9,7 @@ mod handover;
 mod libvirt;
 mod overhead;
 mod qmp;
+mod recovery;
 mod rest;
 mod rows;
 mod setting;
@@ -63,6 +64,8 @@ enum Measurement {
     Handover,
     /// How well the budget for that time is kept by guests that change their memory.
     Seals,
+    /// How soon a migration is followed again after an agent's restart.
+    Recovery,
     /// Speed against QMP by hand.
     Throughput,
     /// Downtime against QMP by hand.
@@ -90,6 +93,7 @@ struct Extent {
     downtime: usize,
     handover: usize,
     seals: usize,
+    recovery: usize,
     transports: usize,
     tunnel_downtime: usize,
     tunnel: tunnel::Extent,
@@ -103,6 +107,7 @@ const FULL: Extent = Extent {
     downtime: 21,
     handover: 200,
     seals: 21,
+    recovery: 11,
     transports: 11,
     tunnel_downtime: 21,
     tunnel: tunnel::Extent {
@@ -119,6 +124,7 @@ const QUICK: Extent = Extent {
     downtime: 2,
     handover: 3,
     seals: 1,
+    recovery: 1,
     transports: 1,
     tunnel_downtime: 2,
     tunnel: tunnel::Extent {
@@ -165,6 +171,7 @@ async fn bench(arguments: &Arguments) -> anyhow::Result<bool> {
         | Measurement::Overhead
         | Measurement::Handover
         | Measurement::Seals
+        | Measurement::Recovery
         | Measurement::Throughput
         | Measurement::Downtime
         | Measurement::Transports
@@ -233,6 +240,10 @@ async fn measure_in_lab(
     if wanted(Measurement::Seals) {
         say(&format!("seals: 3 × {} migrations", extent.seals + 1));
         results.take(handover::seals(&lab, extent.seals).await);
+    }
+    if wanted(Measurement::Recovery) {
+        say(&format!("recovery: {} migrations", extent.recovery + 1));
+        results.take(recovery::follow(&mut lab, extent.recovery).await);
     }
     if wanted(Measurement::Throughput) {
         let moves = 2 * extent.throughput + 1;

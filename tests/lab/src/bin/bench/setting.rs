@@ -194,19 +194,7 @@ pub async fn move_over(
     connections: u32,
 ) -> anyhow::Result<Moved> {
     let api = guest::migrations(lab);
-    let migration: VirtualMachineMigration = serde_json::from_value(json!({
-        "apiVersion": "godwit.dev/v1alpha1",
-        "kind": "VirtualMachineMigration",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "virtualMachine": guest.name,
-            "destination": {"host": to.name},
-            "controlFlow": "ManagedDirect",
-            "transport": way.transport(),
-            "security": {"require": way.security()},
-            "tuning": {"parallelConnections": connections},
-        },
-    }))?;
+    let migration = migration(guest, name, &to.name, way, connections)?;
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = pin!(watcher::watcher(api.clone(), config));
     let ended = "the API server has ended the watch";
@@ -239,6 +227,32 @@ pub async fn move_over(
     tokio::time::timeout(MOVES_WITHIN, follow)
         .await
         .with_context(|| format!("migration {name} has not ended within {MOVES_WITHIN:?}"))?
+}
+
+/// A migration as a user writes it.
+///
+/// # Errors
+/// When the types do not take it.
+pub fn migration(
+    guest: &Guest,
+    name: &str,
+    to: &str,
+    way: Way,
+    connections: u32,
+) -> anyhow::Result<VirtualMachineMigration> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "godwit.dev/v1alpha1",
+        "kind": "VirtualMachineMigration",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "virtualMachine": guest.name,
+            "destination": {"host": to},
+            "controlFlow": "ManagedDirect",
+            "transport": way.transport(),
+            "security": {"require": way.security()},
+            "tuning": {"parallelConnections": connections},
+        },
+    }))?)
 }
 
 fn is_true(status: &VirtualMachineMigrationStatus, type_: &str) -> bool {
