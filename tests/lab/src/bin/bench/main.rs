@@ -4,6 +4,7 @@
 //! compared with QEMU alone is compared within one run, in turn, on the same hosts and the same link.
 
 mod by_hand;
+mod decision;
 mod downtime;
 mod handover;
 mod libvirt;
@@ -64,7 +65,7 @@ enum Measurement {
     Handover,
     /// How well the budget for that time is kept by guests that change their memory.
     Seals,
-    /// How soon a migration is followed again after an agent's restart.
+    /// How soon a migration is followed again, or decided, after an agent's restart.
     Recovery,
     /// Speed against QMP by hand.
     Throughput,
@@ -242,8 +243,9 @@ async fn measure_in_lab(
         results.take(handover::seals(&lab, extent.seals).await);
     }
     if wanted(Measurement::Recovery) {
-        say(&format!("recovery: {} migrations", extent.recovery + 1));
+        say(&format!("recovery: 2 × {} migrations", extent.recovery + 1));
         results.take(recovery::follow(&mut lab, extent.recovery).await);
+        results.take(decision::measure(&mut lab, extent.recovery).await);
     }
     if wanted(Measurement::Throughput) {
         let moves = 2 * extent.throughput + 1;

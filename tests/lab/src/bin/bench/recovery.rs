@@ -16,9 +16,10 @@ use crate::setting::{self, Kind, Way};
 
 /// Slow enough that the memory travels for longer than a restart takes, in Mbit/s.
 const SLOW: u32 = 40;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Whatever takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked at what no watch tells.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+pub const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Kills an agent, in turn the source's and the destination's, while memory travels, and starts it again at once.
 pub async fn follow(lab: &mut Lab, rounds: usize) -> anyhow::Result<Vec<Row>> {
@@ -94,7 +95,7 @@ async fn followed_again(
 }
 
 /// Orders a migration; its UID.
-async fn order(lab: &Lab, guest: &Guest, name: &str, to: usize) -> anyhow::Result<String> {
+pub async fn order(lab: &Lab, guest: &Guest, name: &str, to: usize) -> anyhow::Result<String> {
     let migration = setting::migration(guest, name, &format!("h{to}"), Way::Plain, 1)?;
     let created = guest::migrations(lab)
         .create(&PostParams::default(), &migration)
@@ -103,7 +104,7 @@ async fn order(lab: &Lab, guest: &Guest, name: &str, to: usize) -> anyhow::Resul
 }
 
 /// Waits for a migration's end: whether it has succeeded or failed, somebody has decided.
-async fn ended(lab: &Lab, name: &str) -> anyhow::Result<MigrationPhase> {
+pub async fn ended(lab: &Lab, name: &str) -> anyhow::Result<MigrationPhase> {
     let last = |object: Option<&VirtualMachineMigration>| {
         let phase = object?.status.as_ref()?.phase?;
         [MigrationPhase::Succeeded, MigrationPhase::Failed]
