@@ -93,8 +93,16 @@ async fn a_guest_moves_and_moves_back() {
     let record = world.record(&guest).await.unwrap().spec;
     assert_eq!((record.holder.as_str(), record.epoch), (a.as_str(), 3));
     assert_eq!(
-        world.events("back", 6).await,
-        ["Begin", "Prepare", "Perform", "Finish", "Confirm", "Succeeded"]
+        world.events("back", 7).await,
+        [
+            "Begin",
+            "Prepare",
+            "Perform",
+            "Finish",
+            "RecordDecided",
+            "Confirm",
+            "Succeeded"
+        ]
     );
     world.end().await;
 }

@@ -108,7 +108,15 @@ pub async fn a_guest_moves(lab: &mut Lab) -> anyhow::Result<()> {
     let uid = migrations(lab).get("mover-1").await?.uid().context("a UID")?;
     let events: Api<Event> = Api::namespaced(lab.client(), guest::NAMESPACE);
     let filter = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
-    let all = ["Begin", "Confirm", "Finish", "Perform", "Prepare", "Succeeded"];
+    let all = [
+        "Begin",
+        "Confirm",
+        "Finish",
+        "Perform",
+        "Prepare",
+        "RecordDecided",
+        "Succeeded",
+    ];
     // They are written behind.
     let deadline = Instant::now() + SOON;
     let list = loop {
