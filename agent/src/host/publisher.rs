@@ -20,7 +20,7 @@ use super::lease::HostLease;
 use super::machine::Machine;
 use super::status::{Facts, in_order, own_part, same_spec, status};
 use crate::clock;
-use crate::guests::Guests;
+use crate::guests::{GuestView, Guests, Role};
 use crate::kernel_tls::KernelTls;
 use crate::migration::Migrations;
 use crate::pools::Pools;
@@ -30,8 +30,8 @@ use crate::tunnel::buffers;
 const PERIOD: Duration = Duration::from_secs(10);
 /// How long changes are gathered before they are written.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long they wait for a handover that is under way: one that takes longer is worth telling of.
-const HANDOVER: Duration = Duration::from_secs(2);
+/// How long what is to be told waits for a guest that arrives, or is handed over: what takes longer is worth telling of.
+const MOVE: Duration = Duration::from_secs(2);
 /// The first and the longest wait after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// How often it is tried whether the state directory takes writes.
@@ -56,6 +56,8 @@ pub struct Publisher {
     stopping: bool,
     /// Errors of pools that were said already.
     complaints: Vec<String>,
+    /// The guests that the host object tells of. `None`: it has told nothing yet.
+    told: Option<Vec<GuestView>>,
 }
 
 /// What the publisher needs to know of its host.
@@ -148,6 +150,7 @@ impl Publisher {
             hypervisor,
             stopping: false,
             complaints: Vec::new(),
+            told: None,
         }
     }
 
@@ -163,7 +166,6 @@ impl Publisher {
                 // While the API server does not answer, changes wait for the next attempt.
                 Ok(()) = changes.changed(), if host.failures == 0 => {
                     tokio::time::sleep(GATHER).await;
-                    self.handover_first().await;
                     host.at = Instant::now();
                 }
                 Ok(()) = self.hypervisor.changed(), if host.failures == 0 => host.at = Instant::now(),
@@ -184,6 +186,7 @@ impl Publisher {
                 }
             }
             if host.is_due() {
+                self.moves_first(&stop).await;
                 changes.mark_unchanged();
                 self.hypervisor.mark_unchanged();
                 let published = self.publish().await;
@@ -198,13 +201,23 @@ impl Publisher {
         }
     }
 
-    /// A guest that is handed over is seen as standing still here, and as gone a moment later: one word of it is enough,
-    /// and nobody writes to the API server while it stands still.
-    async fn handover_first(&self) {
-        let deadline = Instant::now() + HANDOVER;
-        while self.migrations.handing_over() && Instant::now() < deadline {
+    /// A guest that is handed over is seen as standing still here, and as gone a moment later, and one that arrives as
+    /// waiting, and as running a moment later: one word of it is enough, and nobody writes to the API server while it
+    /// stands still. The destination does not know when that is before it has the guest.
+    async fn moves_first(&self, stop: &CancellationToken) {
+        let deadline = Instant::now() + MOVE;
+        while (self.migrations.handing_over() || self.only_arrivals())
+            && Instant::now() < deadline
+            && !stop.is_cancelled()
+        {
             tokio::time::sleep(GATHER).await;
         }
+    }
+
+    /// Whether there is news of guests, and all of it is that some arrive.
+    fn only_arrivals(&self) -> bool {
+        let told = self.told.as_deref();
+        told.is_some_and(|told| only_arrivals(told, &self.guests.list()))
     }
 
     /// Compares the host object with what is so, and writes what differs.
@@ -225,6 +238,7 @@ impl Publisher {
         };
         let before = observed.status.clone().unwrap_or_default();
         let facts = self.facts().await;
+        self.told = Some(facts.guests.clone());
         let wanted = status(&facts, &before, observed.metadata.generation, clock::timestamp());
         if observed.status.is_some() && in_order(&before) == in_order(&wanted) {
             return Ok(());
@@ -283,6 +297,24 @@ impl Publisher {
     }
 }
 
+fn arrives(guest: &GuestView) -> bool {
+    match guest.role {
+        Role::Arriving { .. } => true,
+        Role::Held | Role::Leaving { .. } => false,
+    }
+}
+
+/// Whether what is new since `told` is that guests arrive, and nothing else.
+fn only_arrivals(told: &[GuestView], now: &[GuestView]) -> bool {
+    let stay = |guests: &[GuestView]| {
+        let mut stay: Vec<_> = guests.iter().filter(|guest| !arrives(guest)).cloned().collect();
+        stay.sort_by(|a, b| a.identity.uid.cmp(&b.identity.uid));
+        stay
+    };
+    let known = |guest: &GuestView| told.iter().any(|told| told.identity.uid == guest.identity.uid);
+    now.iter().any(|guest| arrives(guest) && !known(guest)) && stay(told) == stay(now)
+}
+
 fn tell(what: &str, outcome: &Result<(), ApiError>) {
     match outcome {
         Ok(()) => info!("{what} is written again"),
@@ -302,6 +334,8 @@ fn tell(what: &str, outcome: &Result<(), ApiError>) {
 )]
 mod tests {
     use super::*;
+    use crate::guests::GuestIdentity;
+    use godwit_crds::virtual_machine::GuestState;
 
     #[test]
     fn waits_grow_and_have_a_bound() {
@@ -315,6 +349,47 @@ mod tests {
                 "{wait:?}"
             );
         }
+    }
+
+    fn guest(uid: &str, role: Role) -> GuestView {
+        GuestView {
+            identity: GuestIdentity {
+                uid: uid.into(),
+                namespace: "default".into(),
+                name: uid.into(),
+            },
+            epoch: 1,
+            state: GuestState::Running,
+            since_micros: None,
+            role,
+            note: None,
+        }
+    }
+
+    #[test]
+    fn an_arrival_alone_can_wait() {
+        let arriving = |uid| {
+            guest(
+                uid,
+                Role::Arriving {
+                    migration: "m".into(),
+                },
+            )
+        };
+        let (a, b) = (guest("a", Role::Held), guest("b", Role::Held));
+        let told = [a.clone(), b.clone()];
+        assert!(only_arrivals(&told, &[b.clone(), arriving("c"), a.clone()]));
+        // What was told already is no news; what else has changed is not to wait.
+        assert!(!only_arrivals(&told, &told));
+        assert!(!only_arrivals(
+            &[a.clone(), arriving("c")],
+            &[a.clone(), arriving("c")]
+        ));
+        assert!(!only_arrivals(&told, &[a.clone(), arriving("c")]));
+        assert!(!only_arrivals(&[arriving("c")], &[guest("c", Role::Held)]));
+        let mut stopped = b;
+        stopped.state = GuestState::ShutOff;
+        assert!(!only_arrivals(&told, &[a, stopped, arriving("c")]));
     }
 
     #[tokio::test(start_paused = true)]

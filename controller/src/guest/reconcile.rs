@@ -73,6 +73,10 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         }
     }
 
+    if let Some(left) = handed_over(&cluster, &guest) {
+        return Ok(Action::requeue(left));
+    }
+
     let record = cluster.records.read(&uid).await?;
     let Verdict {
         deed,
@@ -116,6 +120,21 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
     }
 }
 
+/// How long to wait yet for a handover of the guest that is under way: nothing is written to the API server while it
+/// stands still, and the migration's end brings the guest back here at once.
+fn handed_over(cluster: &Cluster, guest: &VirtualMachine) -> Option<Duration> {
+    let migrations = cluster.migrations.state();
+    migrations
+        .iter()
+        .filter(|migration| migrates(migration, guest) && !validate::ended(migration))
+        .find_map(|migration| cluster.drivers.hold(&migration.uid()?))
+}
+
+/// Whether the migration is one of the guest of that name.
+fn migrates(migration: &VirtualMachineMigration, guest: &VirtualMachine) -> bool {
+    migration.namespace() == guest.namespace() && migration.spec.virtual_machine == guest.name_any()
+}
+
 /// Whether the guest is on its way to somewhere: then it is looked at again, whatever is heard.
 fn unsettled(status: &VirtualMachineStatus) -> bool {
     match status.state {
@@ -138,11 +157,7 @@ fn judge(
     let uid = guest.uid().unwrap_or_default();
     let hosts = cluster.hosts_by_name();
     let migrations = cluster.migrations.state();
-    let own = || {
-        migrations.iter().filter(|migration| {
-            migration.namespace() == guest.namespace() && migration.spec.virtual_machine == guest.name_any()
-        })
-    };
+    let own = || migrations.iter().filter(|migration| migrates(migration, guest));
     // One that was not accepted has no say over the guest, but will be judged in a moment.
     let active = own().find(|migration| !validate::ended(migration));
     let waits = active

@@ -9,13 +9,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::book::{self, Notice};
+use super::drivers::LONGEST_HOLD;
 use crate::apply;
 use crate::cluster::Cluster;
 
 /// Figures alone are written at most this often.
 const FIGURES_EVERY: Duration = Duration::from_secs(2);
-/// While the handover is under way no status is written, for at most this long.
-const LONGEST_HOLD: Duration = Duration::from_secs(3);
 /// Between two attempts to write.
 const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
@@ -24,7 +23,7 @@ const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(100), Duration::from_s
 pub struct Draft {
     /// The status.
     pub status: VirtualMachineMigrationStatus,
-    /// The handover is under way: the machine and the API server have better things to do.
+    /// The handover is under way: the machine and the API server have better things to do, for [`LONGEST_HOLD`].
     pub hold: bool,
     /// Nothing comes after it.
     pub last: bool,

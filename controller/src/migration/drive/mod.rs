@@ -522,6 +522,9 @@ impl Drive {
     }
 
     fn publish(&mut self, last: bool) {
+        if self.driver.handing_over() {
+            self.cluster.drivers.hands_over(&self.terms.migration);
+        }
         let draft = Draft {
             status: self.book.status.clone(),
             hold: self.driver.handing_over() && !last,
