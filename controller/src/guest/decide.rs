@@ -25,6 +25,10 @@ use crate::time::rfc3339;
 /// guest's arrival, and an agent that has just started finds its guests one by one.
 pub const REPORT_LAG: Duration = Duration::from_secs(15);
 
+/// How long a record may be open, with no migration at work, before that means something: a migration that was just
+/// made may not have been seen yet.
+pub const OPEN_FOR: Duration = Duration::from_secs(10);
+
 /// What the holder answered to the order to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -52,6 +56,8 @@ pub struct Facts<'a> {
     pub answer: Option<&'a Answer>,
     /// How long the holder's report has been without the guest.
     pub missing_for: Duration,
+    /// How long its record has been open with no migration at work.
+    pub open_for: Duration,
     /// Bytes of memory that are spoken for, by host.
     pub promised: &'a BTreeMap<String, u64>,
     /// Now.
@@ -89,6 +95,11 @@ pub enum Deed {
         /// The epoch that it reports: an earlier one than the record's.
         epoch: u64,
     },
+    /// Bring the migration for which the record is open to its end: it is over, or gone, and nobody drives it.
+    Settle {
+        /// The migration's UID.
+        migration: String,
+    },
     /// The guest was never given to a host: let the object go.
     Release,
 }
@@ -102,24 +113,41 @@ pub struct Verdict {
     pub status: VirtualMachineStatus,
     /// Whether the holder's report lacks the guest.
     pub missing: bool,
+    /// Whether the record is open, with no migration at work.
+    pub open: bool,
 }
 
 /// Judges.
 pub fn decide(facts: &Facts<'_>) -> Verdict {
     let mut page = Page::open(facts);
+    let open = open(facts);
     let deed = if facts.guest.meta().deletion_timestamp.is_some() {
-        page.stopping()
+        // Who is to be stopped follows from the record's decision.
+        page.stopping(open.is_some())
     } else {
         match facts.record {
             None => page.without_record(),
             Some(record) => page.with_record(record),
         }
     };
+    let deed = match open {
+        Some(migration) if facts.open_for >= OPEN_FOR && deed == Deed::None => page.settling(migration),
+        Some(_) | None => deed,
+    };
     Verdict {
         deed,
         status: page.status,
         missing: page.missing,
+        open: open.is_some(),
     }
+}
+
+/// The migration for which the record is open, though none of this guest is at work. Two controllers that both believed
+/// that they lead can leave one: one of them ends the migration, and the other has armed the record for it.
+fn open<'a>(facts: &Facts<'a>) -> Option<&'a str> {
+    let record = facts.record.filter(|record| !record::settled(record))?;
+    let armed = record.migration.as_ref()?;
+    facts.migration.is_none().then_some(armed.uid.as_str())
 }
 
 /// The status as it is being written.
@@ -147,14 +175,26 @@ impl<'a> Page<'a> {
         &self.facts.guest.spec
     }
 
-    fn stopping(&mut self) -> Deed {
+    fn settling(&mut self, migration: &str) -> Deed {
+        let words = format!(
+            "The guest's record is open for the migration {migration}, which is over. Both of its hosts are asked, and how \
+             it ended is written down; then the guest can be migrated again. If one of the hosts is gone for good, \
+             `kubectl godwit resolve` shows what can be said."
+        );
+        self.needs(Reason::MigrationWaits, &words);
+        Deed::Settle {
+            migration: migration.into(),
+        }
+    }
+
+    fn stopping(&mut self, open: bool) -> Deed {
         self.condition(
             "Ready",
             ConditionStatus::False,
             Reason::Stopping,
             "The VirtualMachine is being deleted.",
         );
-        if self.facts.migration.is_some() {
+        if self.facts.migration.is_some() || open {
             return Deed::None;
         }
         let holder = match self.facts.record {
@@ -174,6 +214,21 @@ impl<'a> Page<'a> {
         if let Some(other) = self.runs_elsewhere(&host, epoch) {
             self.conflict(&other, &host);
             return Deed::None;
+        }
+        if let Some(record) = self.facts.record {
+            let reap = self.reap(record);
+            if reap != Deed::None {
+                return reap;
+            }
+            if let Some(other) = self.left_elsewhere(record) {
+                let words = format!(
+                    "The VirtualMachine is being deleted, and {other} reports the guest from before it came to {host}. The \
+                     guest is stopped on {host} once that is gone: moments after a move. If it stays, look at both hosts, for \
+                     somebody may have written the GuestRecord by hand (docs/runbooks.md)."
+                );
+                self.needs(Reason::RecordConflict, &words);
+                return Deed::None;
+            }
         }
         match u64::try_from(epoch) {
             Ok(epoch) if self.facts.hosts.contains_key(&host) => Deed::Stop { host, epoch },
@@ -405,6 +460,21 @@ impl<'a> Page<'a> {
                 })
             })
             .map(|(name, _)| name.clone())
+    }
+
+    /// A host that answers and reports the guest as it was before the record's epoch.
+    fn left_elsewhere(&self, record: &GuestRecordSpec) -> Option<String> {
+        let mut others = self
+            .facts
+            .hosts
+            .iter()
+            .filter(|(name, host)| **name != record.holder && alive(host));
+        let (name, _) = others.find(|(_, host)| {
+            report(host, &self.uid).any(|guest| {
+                guest.epoch < record.epoch && matches!(guest.state, GuestState::Running | GuestState::Paused)
+            })
+        })?;
+        Some(name.clone())
     }
 
     fn silent_host(&mut self, record: &GuestRecordSpec) -> Deed {

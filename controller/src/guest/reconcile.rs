@@ -17,7 +17,7 @@ use super::decide::{self, Answer, Deed, Facts, Verdict};
 use crate::apply;
 use crate::cluster::{Cluster, WatchEnded};
 use crate::migration::book::Notice;
-use crate::migration::validate;
+use crate::migration::{orphan, validate};
 use crate::reason::{GuestReason, MigrationReason};
 use crate::record::{self, FINALIZER, RecordError};
 use crate::time;
@@ -82,11 +82,13 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         deed,
         status,
         missing,
+        open,
     } = judge(&cluster, &guest, record.as_ref().map(|r| &r.spec));
     cluster.starts.missing(&uid, missing);
+    cluster.starts.open(&uid, open);
     write_status(&cluster, &api, &guest, &status).await?;
     match deed {
-        Deed::None if missing || unsettled(&status) => Ok(Action::requeue(LOOK_AGAIN)),
+        Deed::None if missing || open || unsettled(&status) => Ok(Action::requeue(LOOK_AGAIN)),
         Deed::None => Ok(Action::await_change()),
         Deed::Record { host } => {
             cluster.warm(&host);
@@ -97,9 +99,12 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
             let verdict = judge(&cluster, &guest, Some(&record.spec));
             match verdict.deed {
                 Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
-                Deed::None | Deed::Record { .. } | Deed::Stop { .. } | Deed::Reap { .. } | Deed::Release => {
-                    Ok(Action::requeue(START_AGAIN[0]))
-                }
+                Deed::None
+                | Deed::Record { .. }
+                | Deed::Stop { .. }
+                | Deed::Reap { .. }
+                | Deed::Settle { .. }
+                | Deed::Release => Ok(Action::requeue(START_AGAIN[0])),
             }
         }
         Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
@@ -113,6 +118,12 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         Deed::Reap { host, epoch } => {
             if let Err(error) = stop(&cluster, &guest, &uid, &host, epoch).await {
                 tracing::warn!(guest = guest.name_any(), host, %error, "what is left of the guest there stays for now");
+            }
+            Ok(Action::requeue(LOOK_AGAIN))
+        }
+        Deed::Settle { migration } => {
+            if let Some(record) = record {
+                orphan::settle(&cluster, &guest, record, &migration).await?;
             }
             Ok(Action::requeue(LOOK_AGAIN))
         }
@@ -188,6 +199,7 @@ fn judge(
         .unwrap_or(0);
     let answer = cluster.starts.answer(&uid, epoch);
     let missing_for = cluster.starts.missing_for(&uid);
+    let open_for = cluster.starts.open_for(&uid);
     if hosts
         .values()
         .any(|host| decide::report(host, &uid).next().is_some())
@@ -205,12 +217,18 @@ fn judge(
             lost,
             answer: answer.as_ref(),
             missing_for,
+            open_for,
             promised,
             now: Timestamp::now(),
         });
         let host = match &verdict.deed {
             Deed::Record { host } => Some(host.clone()),
-            Deed::None | Deed::Start { .. } | Deed::Stop { .. } | Deed::Reap { .. } | Deed::Release => None,
+            Deed::None
+            | Deed::Start { .. }
+            | Deed::Stop { .. }
+            | Deed::Reap { .. }
+            | Deed::Settle { .. }
+            | Deed::Release => None,
         };
         (verdict, host)
     })

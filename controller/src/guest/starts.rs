@@ -19,6 +19,7 @@ struct Memory {
     failures: u32,
     again_at: Option<Instant>,
     missing_since: Option<Instant>,
+    open_since: Option<Instant>,
     promised: Option<(String, u64)>,
 }
 
@@ -81,8 +82,31 @@ impl Starts {
         }
     }
 
+    /// For how long the guest's record has been open, with no migration at work.
+    pub fn open_for(&self, guest: &str) -> Duration {
+        self.guests()
+            .get(guest)
+            .and_then(|memory| memory.open_since)
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Notes whether the guest's record is open, with no migration at work.
+    pub fn open(&self, guest: &str, open: bool) {
+        let mut guests = self.guests();
+        if open {
+            guests
+                .entry(guest.into())
+                .or_default()
+                .open_since
+                .get_or_insert_with(Instant::now);
+        } else if let Some(memory) = guests.get_mut(guest) {
+            memory.open_since = None;
+        }
+    }
+
     /// Judges and promises in one step, so that no two guests are promised the same memory: `choose` is given what
-    /// is promised by host, and says which host is to give `bytes`.
+    /// is promised by host, and says which host is to give `bytes`. It must not ask here for anything else: the table is
+    /// locked meanwhile.
     pub fn promise<T>(
         &self,
         guest: &str,

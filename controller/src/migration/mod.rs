@@ -6,6 +6,7 @@ pub mod downtime;
 pub mod drive;
 pub mod drivers;
 pub mod failure;
+pub mod orphan;
 pub mod progress;
 pub mod publish;
 pub mod reconcile;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::book::{self, Notice};
 use super::drivers::LONGEST_HOLD;
+use super::validate;
 use crate::apply;
 use crate::cluster::Cluster;
 
@@ -35,6 +36,10 @@ pub async fn publish(
     migration: Arc<VirtualMachineMigration>,
     mut drafts: watch::Receiver<Draft>,
 ) {
+    // What has ended keeps its word; it is only driven once more because its record was left open.
+    if validate::ended(&migration) {
+        return;
+    }
     let api: Api<VirtualMachineMigration> =
         Api::namespaced(cluster.client.clone(), &migration.namespace().unwrap_or_default());
     let (events, mut to_tell) = tokio::sync::mpsc::unbounded_channel::<Vec<Notice>>();

@@ -268,7 +268,7 @@ async fn apply_finalizer(
     }
 }
 
-fn start(
+pub(super) fn start(
     cluster: &Arc<Cluster>,
     migration: &Arc<VirtualMachineMigration>,
     guest: Option<&VirtualMachine>,

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use godwit_crds::condition::find_condition;
-use godwit_crds::{ConditionStatus, Decision, VirtualMachine, VirtualMachineMigration};
+use godwit_crds::{
+    ArmedMigration, ConditionStatus, Decision, GuestRecord, VirtualMachine, VirtualMachineMigration,
+};
 use godwit_protocol::{Category, Fault};
 use kube::ResourceExt;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::world::{World, condition};
@@ -297,6 +299,54 @@ async fn a_cancellation_that_crosses_the_arming_leaves_the_record_decided() {
     );
 
     world.migrate("next", "web", &world.hosts["b"]).await;
+    world.until_phase("next", "Succeeded").await;
+    world.end().await;
+}
+
+/// A second controller has armed the record for a migration that the first has ended, and died; or the object is gone, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kubernetes API server"]
+async fn a_record_left_open_by_a_migration_that_is_over_is_decided() {
+    let world = World::new().await;
+    let guests = [
+        world.running_guest("ended").await,
+        world.running_guest("gone").await,
+    ];
+    world.migrate("refused", "ended", &world.hosts["a"]).await;
+    let refused = world.until_phase("refused", "Failed").await;
+    let refused_uid = world
+        .api::<VirtualMachineMigration>()
+        .get("refused")
+        .await
+        .unwrap();
+    let nobodys = "00000000-0000-4000-8000-000000000000".to_owned();
+    for (guest, migration) in guests.iter().zip([refused_uid.uid().unwrap(), nobodys]) {
+        let mut record = world.record(guest).await.unwrap();
+        record.spec.migration = Some(ArmedMigration {
+            uid: migration,
+            source: world.hosts["a"].clone(),
+            destination: world.hosts["b"].clone(),
+            strict: false,
+        });
+        record.spec.decision = Decision::None;
+        let api: Api<GuestRecord> = Api::all(world.client.clone());
+        api.replace(&guest.uid().unwrap(), &PostParams::default(), &record)
+            .await
+            .unwrap();
+    }
+    for (name, guest) in ["ended", "gone"].iter().zip(&guests) {
+        // Whatever changes has the controller look at the guest.
+        world.host_status(&world.hosts["a"], json!([])).await;
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while world.record(guest).await.unwrap().spec.decision != Decision::Aborted {
+            assert!(Instant::now() < deadline, "the record of {name} stays open");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(world.record(guest).await.unwrap().spec.holder, world.hosts["a"]);
+    }
+    let still = world.until_phase("refused", "Failed").await;
+    assert_eq!(still, refused, "what has ended keeps its word");
+    world.migrate("next", "gone", &world.hosts["b"]).await;
     world.until_phase("next", "Succeeded").await;
     world.end().await;
 }

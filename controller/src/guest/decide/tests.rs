@@ -1,7 +1,7 @@
 //! Each judgement about a guest, on plain data.
 
-use godwit_crds::ArmedMigration;
 use godwit_crds::guest_record::GuestReference;
+use godwit_crds::{ArmedMigration, Decision};
 
 use super::*;
 use crate::samples::{guest, host};
@@ -15,6 +15,7 @@ struct World {
     lost: bool,
     answer: Option<Answer>,
     missing_for: Duration,
+    open_for: Duration,
 }
 
 impl World {
@@ -28,6 +29,7 @@ impl World {
             lost: false,
             answer: None,
             missing_for: Duration::ZERO,
+            open_for: Duration::ZERO,
         }
     }
 
@@ -97,6 +99,7 @@ impl World {
             lost: self.lost,
             answer: self.answer.as_ref(),
             missing_for: self.missing_for,
+            open_for: self.open_for,
             promised: &BTreeMap::new(),
             now: Timestamp::from_second(second).unwrap(),
         })
@@ -495,4 +498,91 @@ fn a_deleted_guest_is_stopped_where_it_runs() {
     assert_eq!(world.judge().deed, Deed::None);
     world.guest.status = None;
     assert_eq!(world.judge().deed, Deed::Release);
+}
+
+/// A guest that `a` holds and reports, its record armed for a migration to `b`.
+fn armed() -> World {
+    let mut world = World::reported(GuestState::Running);
+    world.record.as_mut().unwrap().migration = Some(ArmedMigration {
+        uid: "m".into(),
+        source: "a".into(),
+        destination: "b".into(),
+        strict: false,
+    });
+    world
+}
+
+#[test]
+fn a_record_that_stays_open_for_no_migration_is_settled() {
+    let mut world = armed();
+    world.migration = Some("web-to-b");
+    world.open_for = OPEN_FOR;
+    let verdict = world.judge();
+    assert!(!verdict.open);
+    assert_eq!(verdict.deed, Deed::None);
+
+    world.migration = None;
+    world.open_for = Duration::ZERO;
+    let verdict = world.judge();
+    assert!(verdict.open);
+    assert_eq!(verdict.deed, Deed::None, "it may just not have been seen yet");
+
+    world.open_for = OPEN_FOR;
+    let verdict = world.judge();
+    assert_eq!(
+        verdict.deed,
+        Deed::Settle {
+            migration: "m".into()
+        }
+    );
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "MigrationWaits".into())
+    );
+    assert_eq!(verdict.status.state, Some(GuestState::Running));
+
+    // Nor is anybody stopped before it is known who holds the guest.
+    world.delete();
+    assert_eq!(
+        world.judge().deed,
+        Deed::Settle {
+            migration: "m".into()
+        }
+    );
+    world.open_for = Duration::ZERO;
+    assert_eq!(world.judge().deed, Deed::None);
+    world.record.as_mut().unwrap().decision = Decision::Aborted;
+    let verdict = world.judge();
+    assert!(!verdict.open);
+    assert_eq!(
+        verdict.deed,
+        Deed::Stop {
+            host: "a".into(),
+            epoch: 1
+        }
+    );
+}
+
+#[test]
+fn a_guest_is_not_stopped_here_while_another_host_has_it_from_before() {
+    let mut world = World::held();
+    world.record.as_mut().unwrap().epoch = 5;
+    world.record.as_mut().unwrap().holder = "b".into();
+    world.report("a", GuestState::Running, 4);
+    world.delete();
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "RecordConflict".into())
+    );
+    // What a host that does not answer said before it died is not waited for.
+    world.silence("a");
+    assert_eq!(
+        world.judge().deed,
+        Deed::Stop {
+            host: "b".into(),
+            epoch: 5
+        }
+    );
 }
