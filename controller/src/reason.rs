@@ -35,7 +35,7 @@ reasons! {
         GuestNotMigratable, AnotherMigrationActive, MachineTypeMissing, CpuModelMissing, InsufficientMemory,
         StorageNotShared, UnsafeCacheMode,
         AgentUnreachable, PeerUnreachable, AgentRestarted, DriverLost, CertificateRejected, CertificateEndsTooSoon,
-        ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, DefinitionMismatch, FileMissing, DiskFull,
+        ProtocolVersionUnsupported, NotAllowed, StaleEpoch, NameTaken, PortsExhausted, HypervisorUnavailable, DefinitionRefused, DefinitionMismatch, FileMissing, DiskFull, DiskFailed,
         StreamFailed, StreamNotServed, PlainTextRefused, SourceHypervisorDied, DestinationHypervisorDied, StartRefused, HypervisorUnresponsive,
         HostRebooted, DeadlineExceeded, GuestPoweredOff, GuestPanicked, GuestDiskError, GuestLost, InternalError,
         DecisionNeeded, RecordMissing, JournalNewer, JournalDamaged,
@@ -50,7 +50,7 @@ reasons! {
     GuestReason {
         HostChosen, HostNotFound, HostNotReady, NoHostFits, InsufficientMemory, MachineTypeMissing, CpuModelMissing,
         Starting, Running, Paused, ShutOff, Crashed, GuestLost, Stopping, HypervisorUnavailable, DefinitionRefused,
-        FileMissing, NameTaken, DiskFull, AgentUnreachable, MigrationWaits, StartUnanswered, HostRebooted, ProcessGone,
+        FileMissing, NameTaken, DiskFull, DiskFailed, AgentUnreachable, MigrationWaits, StartUnanswered, HostRebooted, ProcessGone,
         RecordMissing, RecordConflict, NotNeeded, HypervisorUnresponsive, StaleEpoch, AnotherMigrationActive,
         NotAllowed, CertificateRejected, ProtocolVersionUnsupported, InternalError, JournalNewer, JournalDamaged,
     }

@@ -166,7 +166,7 @@ impl GuestError {
             Self::JournalUnread { newer: true, .. } => "JournalNewer",
             Self::JournalUnread { newer: false, .. } => "JournalDamaged",
             Self::RecordUnread { .. } => "RecordMissing",
-            Self::StateUnwritable(_) => "DiskFull",
+            Self::StateUnwritable(error) => error.reason(),
             Self::System { .. } => "InternalError",
         }
     }

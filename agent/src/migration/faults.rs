@@ -6,6 +6,7 @@ use godwit_protocol::{Category, Fault};
 use super::channel::ChannelError;
 use super::journal::JournalError;
 use crate::guest_network::PlugError;
+use crate::state::disk_reason;
 
 /// An order that the machine refused.
 pub fn refused(refusal: Refusal) -> Fault {
@@ -56,10 +57,9 @@ pub fn journal_reason(error: &JournalError) -> &'static str {
     match error {
         JournalError::Newer { .. } => "JournalNewer",
         JournalError::Damaged { .. } | JournalError::Foreign { .. } => "JournalDamaged",
-        JournalError::DiskFull { .. }
-        | JournalError::Broken { .. }
-        | JournalError::Full { .. }
-        | JournalError::System { .. } => "DiskFull",
+        JournalError::DiskFull { .. } | JournalError::Full { .. } => "DiskFull",
+        JournalError::Broken { .. } => "DiskFailed",
+        JournalError::System { source, .. } => disk_reason(source),
     }
 }
 

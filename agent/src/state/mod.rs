@@ -44,3 +44,22 @@ pub enum StateError {
     #[error("another agent uses the state directory {path}", path = .0.display())]
     InUse(PathBuf),
 }
+
+impl StateError {
+    /// The stable word for a state that cannot be written.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::System { source, .. } => disk_reason(source),
+            Self::Newer { .. } | Self::Damaged { .. } | Self::InUse(_) => "DiskFailed",
+        }
+    }
+}
+
+/// The stable word for a file of the agent's that could not be written: more room helps, or somebody has to look at the
+/// disk.
+pub fn disk_reason(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "DiskFull",
+        _ => "DiskFailed",
+    }
+}

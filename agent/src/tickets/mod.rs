@@ -81,7 +81,7 @@ impl TicketGate {
     ///
     /// # Errors
     /// Forbidden with `TicketMissing`, `TicketInvalid`, `TicketKeyUnknown`, `TicketNotYetValid`, `TicketExpired`,
-    /// `TicketForAnother`, `TicketReplayed` or `DefinitionMismatch`; Unavailable with `TicketKeysUnavailable`, `RecordMissing` or `DiskFull`.
+    /// `TicketForAnother`, `TicketReplayed` or `DefinitionMismatch`; Unavailable with `TicketKeysUnavailable`, `RecordMissing`, `DiskFull` or `DiskFailed`.
     pub async fn admit(
         &self,
         peer: &str,
@@ -233,9 +233,8 @@ fn refused(error: &UsedError) -> Fault {
             TicketError::Expired.reason(),
             error.to_string(),
         ),
-        UsedError::TooMany | UsedError::State(_) => {
-            Fault::new(Category::Unavailable, "DiskFull", error.to_string())
-        }
+        UsedError::TooMany => Fault::new(Category::Unavailable, "DiskFull", error.to_string()),
+        UsedError::State(state) => Fault::new(Category::Unavailable, state.reason(), error.to_string()),
     }
 }
 

@@ -350,7 +350,7 @@ async fn r2_no_use_is_answered_for_that_is_not_on_the_disk() {
     refused(
         scene.show(&ticket, Attempt::Unknown).await,
         Category::Unavailable,
-        "DiskFull",
+        "DiskFailed",
     );
     std::fs::create_dir(&path).unwrap();
     scene.show(&ticket, Attempt::Unknown).await.unwrap();

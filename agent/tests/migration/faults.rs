@@ -294,7 +294,7 @@ async fn a_journal_that_takes_no_more_ends_the_migration_before_the_guest_is_sto
     let outcome = world.conduct().await;
     assert_eq!(outcome, Outcome::Aborted(Cause::JournalFailed));
     world.nothing_went_wrong();
-    assert_eq!(world.conductor.source.clone().unwrap().reason, "DiskFull");
+    assert_eq!(world.conductor.source.clone().unwrap().reason, "DiskFailed");
     assert!(world.destination.kept.lock().unwrap().is_empty());
     // Another agent does not take it for unended.
     world.source.restart().await;

@@ -283,7 +283,7 @@ async fn what_the_destination_lacks_is_the_answer_to_prepare() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_met_before_anything_is_begun() {
+async fn a_journal_without_a_place_is_met_before_anything_is_begun() {
     let world = World::new().await;
     // A file where the journals' directory should be.
     let directory = world.source.directory.path().join("journals");
@@ -291,7 +291,7 @@ async fn a_full_disk_is_met_before_anything_is_begun() {
     std::fs::write(&directory, b"").unwrap();
     assert_eq!(
         reason(&world.source.agent, &world.terms, begin()).await,
-        "DiskFull"
+        "DiskFailed"
     );
     assert_eq!(world.source.kept.lock().unwrap()["guest-1"].role, Role::Held);
     world.nothing_went_wrong();

@@ -127,7 +127,7 @@ pub fn word_of(cause: Cause) -> Reason {
         Cause::DriverSilent => Reason::DriverLost,
         Cause::PathNotProven => Reason::AgentUnreachable,
         Cause::GuestStopped => Reason::GuestPoweredOff,
-        Cause::JournalFailed => Reason::DiskFull,
+        Cause::JournalFailed => Reason::DiskFailed,
         Cause::HypervisorRefused => Reason::HypervisorUnresponsive,
     }
 }
@@ -196,6 +196,9 @@ pub fn advice(reason: Reason) -> &'static str {
         }
         Reason::FileMissing => "Provide it under the same name there.",
         Reason::DiskFull => "Free space in the agent's state directory.",
+        Reason::DiskFailed => {
+            "Look at the disk of that agent's state directory, and at the kernel's log there."
+        }
         Reason::StreamNotServed => "Ask for less, or name another host.",
         Reason::PlainTextRefused => "Leave `security.require` out; then the memory is encrypted.",
         Reason::StreamFailed => "Check the network between the migration addresses; try again.",

@@ -216,7 +216,7 @@ async fn a_take_over_that_cannot_be_written_has_not_happened() {
     fs::rename(&records, &aside).unwrap();
     assert_eq!(
         guests.take_over(UID, "m", 2, None).await.unwrap_err().reason(),
-        "DiskFull"
+        "DiskFailed"
     );
     fs::rename(&aside, &records).unwrap();
     assert_eq!(guests.arriving(), [arriving("m")]);

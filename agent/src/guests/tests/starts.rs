@@ -178,7 +178,7 @@ async fn without_a_record_nothing_is_launched() {
     let guests = world.agent().await;
     fs::remove_dir(world.path("state/guests")).unwrap();
     let error = guests.start(request(1, false)).await.unwrap_err();
-    assert_eq!(error.reason(), "DiskFull");
+    assert_eq!(error.reason(), "DiskFailed");
     assert_eq!(world.hypervisor.launched(), 0);
     assert!(guests.state_problem().is_some());
     fs::create_dir(world.path("state/guests")).unwrap();

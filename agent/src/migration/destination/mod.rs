@@ -20,6 +20,7 @@ use super::asking::Patience;
 use super::channel::ChannelError;
 use super::custody::{Custody, RecordArbiter};
 use super::driver_watch::DriverWatch;
+use super::faults;
 use super::gateway::Gateway;
 use super::journal::{Journal, Line};
 use super::native_several::Cable;
@@ -127,10 +128,10 @@ pub(super) async fn run(start: DestinationStart) {
             }
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(DestinationEvent::Journaled(entry), None),
-                (Line::Entry(_), Err(error)) => Answer::Written(
-                    DestinationEvent::JournalFailed,
-                    Some(Note::new("DiskFull", error)),
-                ),
+                (Line::Entry(_), Err(error)) => {
+                    let reason = faults::journal_reason(&error);
+                    Answer::Written(DestinationEvent::JournalFailed, Some(Note::new(reason, error)))
+                }
                 (Line::Ended { .. }, _) => Answer::Ended,
             };
             // Nobody listens where the agent is about to end.

@@ -158,8 +158,10 @@ impl Role for Runner {
                 }
                 self.feel(event);
                 if failed && let Some(arrival) = self.arrival.take() {
-                    let words = "The agent could not write its journal; free space in its state directory";
-                    let fault = Fault::new(Category::Unavailable, "DiskFull", words);
+                    // There is room for it from the beginning.
+                    let words =
+                        "The agent could not write its journal; look at the disk of its state directory";
+                    let fault = Fault::new(Category::Unavailable, "DiskFailed", words);
                     let _ = arrival.launched.send(Err(fault));
                 }
             }
@@ -507,7 +509,7 @@ impl Runner {
 
 /// A fault's reason as the static word that it was made from.
 fn known_reason(reason: &str) -> &'static str {
-    const WORDS: [&str; 17] = [
+    const WORDS: [&str; 18] = [
         "NameTaken",
         "DefinitionRefused",
         "FileMissing",
@@ -521,6 +523,7 @@ fn known_reason(reason: &str) -> &'static str {
         "StaleEpoch",
         "RecordConflict",
         "DiskFull",
+        "DiskFailed",
         "JournalDamaged",
         "StreamFailed",
         "StreamNotServed",

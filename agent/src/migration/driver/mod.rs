@@ -162,7 +162,7 @@ impl Drivers {
         rim::done(&*inner.parts.migrations.desk(), put)
             .await
             .map_err(|error| Fault::new(Category::Internal, "InternalError", error.to_string()))?
-            .map_err(|error| Fault::new(Category::Unavailable, "DiskFull", error.to_string()))?;
+            .map_err(|error| Fault::new(Category::Unavailable, error.reason(), error.to_string()))?;
         inner.start(kept, false);
         Ok(OrderAnswer::Taken)
     }

@@ -106,8 +106,9 @@ impl Inner {
         if let Ok(Ok(false) | Err(_)) = timeout(ANSWER_DEADLINE, waits).await {
             return Err(Fault::new(
                 Category::Unavailable,
-                "DiskFull",
-                "The agent could not write its journal; look at its state directory",
+                // There is room for it by now.
+                "DiskFailed",
+                "The agent could not write its journal; look at the disk of its state directory",
             ));
         }
         Ok(OrderAnswer::Begun {

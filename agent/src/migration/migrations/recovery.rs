@@ -24,6 +24,7 @@ use crate::migration::faults;
 use crate::migration::journal::{self, Head, Journal, JournalError, Reopened, Role};
 use crate::migration::observation;
 use crate::migration::source::{self, SourceStart};
+use crate::state::disk_reason;
 
 impl Inner {
     /// Takes a migration up again, or notes why not; what may change by itself is tried again.
@@ -234,7 +235,7 @@ impl Inner {
         journal::remove(&Journal::path_of(&self.journals, &head.migration)).map_err(|error| {
             let fault = Fault::new(
                 Category::Unavailable,
-                "DiskFull",
+                disk_reason(&error),
                 format!("Removing a journal: {error}"),
             );
             Left::by_fault(head, &fault, true)
@@ -432,7 +433,7 @@ mod tests {
                 false,
             ),
             // It may be read the next time.
-            (unread, None, "DiskFull", true),
+            (unread, None, "DiskFailed", true),
         ] {
             let left = Left::by_journal(path, &error);
             assert_eq!(left.what.migration, "m-1", "{error}");

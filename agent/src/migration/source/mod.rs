@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::asking::Patience;
 use super::custody::{Custody, RecordArbiter};
 use super::driver_watch::DriverWatch;
+use super::faults;
 use super::journal::{Journal, Line};
 use super::native_several::Cable;
 use super::pen::Pen;
@@ -141,7 +142,8 @@ pub(super) async fn run(start: SourceStart) {
             let answer = match (line, outcome) {
                 (Line::Entry(entry), Ok(())) => Answer::Written(SourceEvent::Journaled(entry), None),
                 (Line::Entry(_), Err(error)) => {
-                    Answer::Written(SourceEvent::JournalFailed, Some(Note::new("DiskFull", error)))
+                    let reason = faults::journal_reason(&error);
+                    Answer::Written(SourceEvent::JournalFailed, Some(Note::new(reason, error)))
                 }
                 (Line::Ended { .. }, outcome) => Answer::Ended(outcome.is_ok()),
             };
