@@ -4,6 +4,7 @@
 pub mod arbitration;
 pub mod certificate;
 pub mod clock;
+pub mod deleted;
 pub mod disk;
 pub mod journal;
 mod judge;

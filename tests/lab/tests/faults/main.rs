@@ -270,6 +270,7 @@ fn main() -> ExitCode {
                 cell_cancelled_loaded_peer_to_peer,
             ][..],
             cells::tunnelled::CASES,
+            cells::deleted::CASES,
             cells::disk::CASES,
             cells::journal::CASES,
             cells::clock::CASES,

@@ -129,50 +129,56 @@ impl Fault {
 
 pub async fn run(lab: &mut Lab, row: Row) -> anyhow::Result<()> {
     let Moment { point, phase } = row.moment;
-    if !lab.network.separate() && (row.kind == Kind::Busy || row.fault == Fault::StreamCut) {
-        return Err(LeftOut("links cannot be shaped or cut").into());
+    if !lab.network.separate() && row.fault == Fault::StreamCut {
+        return Err(LeftOut("links cannot be cut").into());
+    }
+    let scene = held(lab, row.way, row.kind, point).await?;
+    row.fault.strikes(lab, &row, &scene.guest, &scene.attempt).await?;
+    let cell = Cell {
+        phase,
+        fault: row.fault.told(),
+        flow: row.way.flow,
+        expected: row.expected,
+    };
+    scene.ends(lab, cell).await?;
+    Ok(())
+}
+
+/// A migration whose agent waits at a point.
+pub async fn held(lab: &mut Lab, way: Way, kind: Kind, point: Point) -> anyhow::Result<Scene> {
+    if !lab.network.separate() && kind == Kind::Busy {
+        return Err(LeftOut("links cannot be shaped").into());
     }
     for _ in 0..MOST_MISSED {
         fresh(lab).await?;
-        let guest = match row.kind {
+        let guest = match kind {
             Kind::Idle => Guest::start(lab).await?,
             Kind::Busy => Guest::start_busy(lab).await?,
         };
         let judge = Judge::watch(lab, &guest);
         point.arm(lab, Deed::Wait)?;
-        if row.kind == Kind::Busy {
+        if kind == Kind::Busy {
             lab.network.shape(SOURCE, Some(SLOW))?;
         }
-        let ordered = Scene::order(lab, row.way, &guest).await;
+        let ordered = Scene::order(lab, way, &guest).await;
         let reached = until_within(COMES_WITHIN, "the point is reached", async || {
             Ok(point.is_reached(lab)?.then_some(()))
         })
         .await;
-        if row.kind == Kind::Busy {
+        if kind == Kind::Busy {
             lab.network.shape(SOURCE, None)?;
         }
         let attempt = ordered?;
-        if reached.is_err() {
-            fresh(lab).await?;
-            missed(lab, attempt, guest).await?;
-            continue;
+        if reached.is_ok() {
+            return Ok(Scene {
+                guest,
+                attempt,
+                way,
+                judge,
+            });
         }
-        row.fault.strikes(lab, &row, &guest, &attempt).await?;
-        let cell = Cell {
-            phase,
-            fault: row.fault.told(),
-            flow: row.way.flow,
-            expected: row.expected,
-        };
-        Scene {
-            guest,
-            attempt,
-            way: row.way,
-            judge,
-        }
-        .ends(lab, cell)
-        .await?;
-        return Ok(());
+        fresh(lab).await?;
+        missed(lab, attempt, guest).await?;
     }
     bail!("{point:?} was missed {MOST_MISSED} times")
 }
