@@ -27,6 +27,9 @@ const START_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_s
 /// Between two looks at a guest that its host does not report, or that is on its way.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// The same for a guest that is to be stopped, and waits for what others report.
+const LOOK_AGAIN_TO_STOP: Duration = Duration::from_secs(1);
+
 /// Why a reconciliation has to be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -88,6 +91,8 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
     cluster.starts.open(&uid, open);
     write_status(&cluster, &api, &guest, &status).await?;
     match deed {
+        // That a host does not report it any more wakes nobody.
+        Deed::None if deleting => Ok(Action::requeue(LOOK_AGAIN_TO_STOP)),
         Deed::None if missing || open || unsettled(&status) => Ok(Action::requeue(LOOK_AGAIN)),
         Deed::None => Ok(Action::await_change()),
         Deed::Record { host } => {

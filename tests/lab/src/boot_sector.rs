@@ -1,8 +1,11 @@
 //! A guest whose program is one disk sector: it counts on the first serial port, for tests in which Linux is not the point.
 //!
 //! It writes `B <count> <complement>\n`, both as eight hexadecimal digits, at every tick of the timer, and halts the
-//! processor in between. It obeys single characters on the same port: `p` powers off, `r` resets, `x` reports a panic
+//! processor in between. If it is to, it also writes its count to its disk, and reads it again: [`last_writes`] tells what
+//! must be there. It obeys single characters on the same port: `p` powers off, `r` resets, `x` reports a panic
 //! to a pvpanic device (if the machine has one) and stops.
+
+use anyhow::{Context as _, ensure};
 
 /// Bytes in the sector.
 pub const SECTOR_BYTES: usize = 512;
@@ -23,6 +26,50 @@ pub struct BootSector {
     pub interval_ms: u16,
     /// Power off by itself after this many ticks.
     pub power_off_after: Option<u32>,
+    /// Write to the disk: at each tick whose count [`WRITES_EVERY`] divides, the count and its complement, into the sector
+    /// of [`SLOTS`] whose turn it is. A write that fails, or is not read again as it was written, stops the guest for good.
+    pub writes: bool,
+}
+
+/// Every how many ticks it writes to its disk.
+pub const WRITES_EVERY: u32 = 8;
+
+/// Into how many sectors, behind the first, in turn.
+pub const SLOTS: u32 = 1024;
+
+/// What a guest's disk must hold once it has counted to `count` and no further: for each slot the last count that was
+/// written there, 0 for one that has not been written to.
+#[must_use]
+pub fn last_writes(count: u32) -> Vec<u32> {
+    let newest = count / WRITES_EVERY;
+    (0..SLOTS)
+        .map(|slot| {
+            let behind = (newest % SLOTS + SLOTS - slot) % SLOTS;
+            newest.checked_sub(behind).map_or(0, |round| round * WRITES_EVERY)
+        })
+        .collect()
+}
+
+/// What the slots of a disk's image hold; an error names the sector that no guest has written so.
+///
+/// # Errors
+/// If the image is too short, or a sector holds something else than a count and its complement.
+pub fn written(image: &[u8]) -> anyhow::Result<Vec<u32>> {
+    let word = |at: usize| -> anyhow::Result<u32> {
+        let bytes = image.get(at..at + 4).context("the image is too short")?;
+        Ok(u32::from_le_bytes(bytes.try_into()?))
+    };
+    (1..=SLOTS as usize)
+        .map(|sector| {
+            let at = sector * SECTOR_BYTES;
+            let (count, complement) = (word(at)?, word(at + 4)?);
+            ensure!(
+                complement == !count || (count, complement) == (0, 0),
+                "sector {sector} holds {count:#x} {complement:#x}"
+            );
+            Ok(count)
+        })
+        .collect()
 }
 
 impl Default for BootSector {
@@ -30,6 +77,7 @@ impl Default for BootSector {
         Self {
             interval_ms: 5,
             power_off_after: None,
+            writes: false,
         }
     }
 }
@@ -122,6 +170,7 @@ impl BootSector {
             0xFA, // cli
             0x31, 0xC0, // xor ax, ax
             0x8E, 0xD0, // mov ss, ax
+            0x8E, 0xD8, // mov ds, ax
             0xBC, 0x00, 0x7C, // mov sp, 0x7c00   the stack grows down from here
             0xBA, 0xFB, 0x03, // mov dx, 0x3fb    line control
             0xB0, 0x80, // mov al, 0x80     divisor latch
@@ -167,6 +216,9 @@ impl BootSector {
             0xB0, b'\n', // mov al, '\n'
         ]);
         code.call(put);
+        if self.writes {
+            code.write_count(stop);
+        }
         if let Some(last) = self.power_off_after {
             code.add(&[
                 0x66, 0x81, 0xFB, // cmp ebx, last
@@ -200,10 +252,62 @@ impl BootSector {
 const IF_ZERO: u8 = 0x84;
 const IF_NOT_ZERO: u8 = 0x85;
 const IF_NOT_BELOW: u8 = 0x83;
+const IF_CARRY: u8 = 0x82;
 
 struct Code(Vec<u8>);
 
 impl Code {
+    /// Writes the count in ebx to the disk if it is its turn, by the firmware, and reads it again; jumps to `failed` if it
+    /// is not there. Changes eax, dx, si.
+    fn write_count(&mut self, failed: u16) {
+        // The firmware's packet lies at 0x7e00; the sector is written from 0x8000 and read to 0x8200.
+        let block = [
+            0xC7, 0x06, 0x00, 0x7E, 0x10, 0x00, // mov word [0x7e00], 16    the packet's length
+            0xC7, 0x06, 0x02, 0x7E, 0x01, 0x00, // mov word [0x7e02], 1     one sector
+            0xC7, 0x06, 0x04, 0x7E, 0x00, 0x80, // mov word [0x7e04], 0x8000
+            0xC7, 0x06, 0x06, 0x7E, 0x00, 0x00, // mov word [0x7e06], 0     its segment
+            0x66, 0x89, 0xD8, // mov eax, ebx
+            0x66, 0xC1, 0xE8, 0x03, // shr eax, 3
+            0x66, 0x25, 0xFF, 0x03, 0x00, 0x00, // and eax, 1023
+            0x66, 0x40, // inc eax
+            0x66, 0xA3, 0x08, 0x7E, // mov [0x7e08], eax        the sector's number
+            0x66, 0x31, 0xC0, // xor eax, eax
+            0x66, 0xA3, 0x0C, 0x7E, // mov [0x7e0c], eax
+            0x66, 0x89, 0x1E, 0x00, 0x80, // mov [0x8000], ebx
+            0x66, 0x89, 0xD8, // mov eax, ebx
+            0x66, 0xF7, 0xD0, // not eax
+            0x66, 0xA3, 0x04, 0x80, // mov [0x8004], eax
+            0xB8, 0x00, 0x43, // mov ax, 0x4300           write
+            0xB2, 0x80, // mov dl, 0x80             to the first disk
+            0xBE, 0x00, 0x7E, // mov si, 0x7e00
+            0xCD, 0x13, // int 0x13
+        ];
+        let begun = self.add(&[
+            0xF6,
+            0xC3,
+            0x07, // test bl, 7
+            0x0F,
+            IF_NOT_ZERO,
+            0,
+            0, // jnz past all of this (filled in below)
+        ]);
+        self.add(&block);
+        self.jump_if(IF_CARRY, failed);
+        self.add(&[
+            0xC7, 0x06, 0x04, 0x7E, 0x00, 0x82, // mov word [0x7e04], 0x8200
+            0xB4, 0x42, // mov ah, 0x42             read
+            0xB2, 0x80, // mov dl, 0x80
+            0xBE, 0x00, 0x7E, // mov si, 0x7e00
+            0xCD, 0x13, // int 0x13
+        ]);
+        self.jump_if(IF_CARRY, failed);
+        self.add(&[
+            0x66, 0x39, 0x1E, 0x00, 0x82, // cmp [0x8200], ebx
+        ]);
+        self.jump_if(IF_NOT_ZERO, failed);
+        self.fill_in_distance(begun + 5);
+    }
+
     /// Appends bytes and says where they begin.
     fn add(&mut self, bytes: &[u8]) -> u16 {
         let at = self.here();
@@ -239,6 +343,14 @@ impl Code {
         }
     }
 
+    /// Fills in the distance at `at`, of a jump to here.
+    fn fill_in_distance(&mut self, at: u16) {
+        let distance = self.here().wrapping_sub(at + 2).to_le_bytes();
+        for (byte, filled) in self.0.iter_mut().skip(at.into()).zip(distance) {
+            *byte = filled;
+        }
+    }
+
     fn here(&self) -> u16 {
         // The code has to fit in a sector; `image` makes the length visible if it ever does not.
         u16::try_from(self.0.len()).unwrap_or(u16::MAX)
@@ -252,9 +364,10 @@ mod tests {
 
     #[test]
     fn the_code_fits_in_front_of_the_signature() {
-        for power_off_after in [None, Some(1)] {
+        for (power_off_after, writes) in [(None, false), (Some(1), false), (None, true), (Some(1), true)] {
             let sector = BootSector {
                 power_off_after,
+                writes,
                 ..BootSector::default()
             };
             assert!(
@@ -273,7 +386,7 @@ mod tests {
         let timer = |interval_ms| {
             let code = BootSector {
                 interval_ms,
-                power_off_after: None,
+                ..BootSector::default()
             }
             .code();
             let at = code.windows(2).position(|pair| pair == [0xE6, 0x43]).unwrap();
@@ -283,5 +396,29 @@ mod tests {
         assert_eq!(timer(54), 64431);
         assert_eq!(timer(0), timer(1));
         assert_eq!(timer(1000), timer(54));
+    }
+
+    #[test]
+    fn what_a_disk_must_hold() {
+        assert_eq!(last_writes(0), vec![0; 1024]);
+        assert_eq!(last_writes(7), vec![0; 1024]);
+        let early = last_writes(17);
+        assert_eq!(early[..4], [0, 8, 16, 0]);
+        // Slot 0 has been written again, 1 and the rest not yet.
+        let later = last_writes(8 * 1024 + 3);
+        assert_eq!((later[0], later[1], later[1023]), (8 * 1024, 8, 8 * 1023));
+        let late = last_writes(8 * (3 * 1024 + 5));
+        assert_eq!((late[5], late[6]), (8 * (3 * 1024 + 5), 8 * (2 * 1024 + 6)));
+    }
+
+    #[test]
+    fn a_disk_is_read_as_it_was_written() {
+        let mut image = BootSector::default().image();
+        assert_eq!(written(&image).unwrap(), vec![0; 1024]);
+        image[SECTOR_BYTES * 2..][..4].copy_from_slice(&8u32.to_le_bytes());
+        assert!(written(&image).is_err(), "half a write");
+        image[SECTOR_BYTES * 2 + 4..][..4].copy_from_slice(&(!8u32).to_le_bytes());
+        assert_eq!(written(&image).unwrap()[..3], [0, 8, 0]);
+        assert!(written(&image[..SECTOR_BYTES]).is_err());
     }
 }

@@ -533,6 +533,7 @@ fn a_boot_sector_resets_panics_and_ends_by_itself() {
     let ending = BootSector {
         interval_ms: 10,
         power_off_after: Some(30),
+        writes: false,
     };
     let mut guest = boot_sector(&place, "e", ending, &[]);
     observer.follow("e", &guest.console);

@@ -229,6 +229,7 @@ impl Attempt {
                 guest.nothing_left(lab, there).await?;
                 guest.process(lab, here)?;
                 guest.memory_is_intact(lab, here).await?;
+                guest.disk_is_intact()?;
                 guest.ran_once()?;
                 let record = record(lab, &guest.uid).await?;
                 ensure!(

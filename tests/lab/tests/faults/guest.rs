@@ -10,7 +10,7 @@ use godwit_crds::VirtualMachine;
 use godwit_crds::virtual_machine::GuestState;
 use godwit_guest::line::Line;
 use godwit_lab::Lab;
-use godwit_lab::boot_sector::BootSector;
+use godwit_lab::boot_sector::{self, BootSector, WRITES_EVERY};
 use godwit_lab::console::type_at;
 use godwit_lab::guest::STARTS_WITHIN;
 use godwit_lab::lab::{INITRAMFS, KERNEL};
@@ -72,7 +72,11 @@ impl Guest {
     pub async fn start_as(lab: &mut Lab, change: impl FnOnce(&mut Value)) -> anyhow::Result<Self> {
         let name = next_name();
         let disk = lab.pool().join(format!("{name}.raw"));
-        std::fs::write(&disk, BootSector::default().image())?;
+        let sector = BootSector {
+            writes: true,
+            ..BootSector::default()
+        };
+        std::fs::write(&disk, sector.image())?;
         // Both hosts' hypervisors open it, each as a user of its own.
         std::fs::set_permissions(&disk, std::fs::Permissions::from_mode(0o666))?;
         let mut spec = json!({
@@ -217,6 +221,37 @@ impl Guest {
         let verdict = self.observer.verdict();
         ensure!(verdict.memory_intact(), "{} has {:?}", self.name, verdict.memory);
         Ok(())
+    }
+
+    /// Looks at what it has written to its disk, if it has one: no write is missing, and none came after a later one.
+    pub fn disk_is_intact(&self) -> anyhow::Result<()> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        if self.observer.verdict().boots > 1 {
+            // It counts anew, over what it wrote before.
+            return Ok(());
+        }
+        let told = self
+            .observer
+            .lines()
+            .iter()
+            .rev()
+            .find_map(|seen| seen.line.tick());
+        let before = u32::try_from(told.context("it has not counted")?)?;
+        // It goes on writing: a look that crosses a write is taken again, and what is wrong stays wrong for long.
+        let mut seen = String::new();
+        for _ in 0..5 {
+            let written = boot_sector::written(&std::fs::read(disk)?)?;
+            let newest = written.iter().copied().max().unwrap_or(0);
+            if newest + 2 * WRITES_EVERY >= before && written == boot_sector::last_writes(newest) {
+                return Ok(());
+            }
+            let wrong = (1..).zip(written.iter().zip(boot_sector::last_writes(newest)));
+            let wrong: Vec<_> = wrong.filter(|(_, (is, must))| **is != *must).take(8).collect();
+            seen = format!("newest {newest}, told {before}; sectors and what must be there: {wrong:?}");
+        }
+        bail!("the disk of {} is not as it was written: {seen}", self.name)
     }
 
     /// Its processes on a host.
