@@ -13,6 +13,7 @@ pub mod late;
 pub mod lost;
 mod point;
 mod scene;
+pub mod storage;
 pub mod table;
 pub mod tunnelled;
 mod way;

@@ -272,6 +272,7 @@ fn main() -> ExitCode {
             cells::tunnelled::CASES,
             cells::deleted::CASES,
             cells::disk::CASES,
+            cells::storage::CASES,
             cells::journal::CASES,
             cells::clock::CASES,
             cells::certificate::CASES,
