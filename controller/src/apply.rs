@@ -35,10 +35,35 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
     S: Serialize,
 {
+    let identity = json!({ "name": object.name_any(), "uid": object.uid() });
+    status_of(api, object, identity, status).await
+}
+
+/// The same as long as nobody has written to the object since it was read; else the API server answers with a conflict.
+pub async fn status_as_read<K, S>(api: &Api<K>, object: &K, status: &S) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
+    let version = object.resource_version();
+    let identity = json!({ "name": object.name_any(), "uid": object.uid(), "resourceVersion": version });
+    status_of(api, object, identity, status).await
+}
+
+async fn status_of<K, S>(
+    api: &Api<K>,
+    object: &K,
+    identity: serde_json::Value,
+    status: &S,
+) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
     let patch = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        "metadata": { "name": object.name_any(), "uid": object.uid() },
+        "metadata": identity,
         "status": status,
     });
     let params = PatchParams::apply(NAME).force();

@@ -186,17 +186,19 @@ impl Publisher {
                 }
             }
             if host.is_due() {
-                self.moves_first(&stop).await;
                 changes.mark_unchanged();
                 self.hypervisor.mark_unchanged();
-                let published = self.publish().await;
+                let published = self.publish(&stop).await;
                 if host.done(published.is_ok()) {
                     tell("the host object", &published);
                 }
             }
         }
         self.stopping = true;
-        if !matches!(tokio::time::timeout(FAREWELL, self.publish()).await, Ok(Ok(()))) {
+        if !matches!(
+            tokio::time::timeout(FAREWELL, self.publish(&stop)).await,
+            Ok(Ok(()))
+        ) {
             warn!("the API server could not be told that the agent is being stopped");
         }
     }
@@ -221,7 +223,7 @@ impl Publisher {
     }
 
     /// Compares the host object with what is so, and writes what differs.
-    async fn publish(&mut self) -> Result<(), ApiError> {
+    async fn publish(&mut self, stop: &CancellationToken) -> Result<(), ApiError> {
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         let observed = within(self.hosts.get_opt(&self.name)).await?;
         let observed = match observed {
@@ -237,6 +239,8 @@ impl Publisher {
             }
         };
         let before = observed.status.clone().unwrap_or_default();
+        // As late as can be: what is known now is written in a moment.
+        self.moves_first(stop).await;
         let facts = self.facts().await;
         self.told = Some(facts.guests.clone());
         let wanted = status(&facts, &before, observed.metadata.generation, clock::timestamp());

@@ -30,11 +30,24 @@ pub struct Draft {
     pub last: bool,
 }
 
+/// Whether the migration is this driver's to begin. A second controller that believes that it leads may end the migration
+/// at the same time: it was cancelled before it began. Both say so in its status first, and what has ended stays so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// That it has been accepted is not written yet.
+    Open,
+    /// It is written, and nobody ends it any more without driving it.
+    Ours,
+    /// It has been ended before, or is gone.
+    Over,
+}
+
 /// Writes drafts until the last one is written, the sender is gone, or the object is.
 pub async fn publish(
     cluster: Arc<Cluster>,
     migration: Arc<VirtualMachineMigration>,
     mut drafts: watch::Receiver<Draft>,
+    claim: watch::Sender<Claim>,
 ) {
     // What has ended keeps its word; it is only driven once more because its record was left open.
     if validate::ended(&migration) {
@@ -94,17 +107,20 @@ pub async fn publish(
                     // The receiver lives as long as this function.
                     let _ = events.send(notices);
                 }
+                claim.send_if_modified(|claim| std::mem::replace(claim, Claim::Ours) != Claim::Ours);
                 written = draft.status;
                 written_at = Some(Instant::now());
                 retry_after = RETRY_AFTER[0];
             }
             Err(error) if apply::gone(&error) => {
                 tracing::info!(migration = migration.name_any(), "the migration's object is gone");
+                over(&claim);
                 break;
             }
             // Of two controllers that lead for a while one is slower: what the faster one has ended stays so.
             Err(error) if apply::forbidden(&error) => {
                 tracing::info!(%error, migration = migration.name_any(), "the migration has been ended by another controller");
+                over(&claim);
                 break;
             }
             Err(error) => {
@@ -122,4 +138,15 @@ pub async fn publish(
     }
     drop(events);
     drop(teller);
+}
+
+/// Nothing can be written any more. What was ours goes on to its end all the same.
+fn over(claim: &watch::Sender<Claim>) {
+    claim.send_if_modified(|claim| {
+        let open = *claim == Claim::Open;
+        if open {
+            *claim = Claim::Over;
+        }
+        open
+    });
 }

@@ -304,7 +304,7 @@ pub(super) fn start(
         .spawn(drive(cluster.clone(), assignment, receiver, seat));
 }
 
-/// Ends a migration that never began.
+/// Ends a migration that never began, as it was read: whoever begins it meanwhile says so in its status first.
 async fn refuse(
     cluster: &Cluster,
     api: &Api<VirtualMachineMigration>,
@@ -318,7 +318,7 @@ async fn refuse(
         "refused"
     );
     book.failed(failed, Timestamp::now());
-    match apply::status(api, migration, &book.status).await {
+    match apply::status_as_read(api, migration, &book.status).await {
         Ok(()) => {
             let before = migration.status.clone().unwrap_or_default();
             cluster
@@ -326,7 +326,7 @@ async fn refuse(
                 .await;
             Ok(())
         }
-        Err(error) if apply::gone(&error) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
 }

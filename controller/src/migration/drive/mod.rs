@@ -29,8 +29,9 @@ use super::doubts::needs_a_person;
 use super::downtime::{Instants, downtime};
 use super::drivers::{Control, Seat};
 use super::failure::{self, Clues};
-use super::publish::{Draft, publish};
+use super::publish::{Claim, Draft, publish};
 use super::sides::{self, Heard, Proof, Role};
+use super::validate;
 use super::watching::Watching;
 use crate::agents::Connection;
 use crate::cluster::Cluster;
@@ -116,6 +117,7 @@ pub(super) struct Drive {
     pub(super) not_now: Option<Fault>,
     pub(super) book: Book,
     pub(super) drafts: watch::Sender<Draft>,
+    pub(super) claim: Claim,
 }
 
 /// Drives a migration to its end. Returns early only at the shutdown, and then not while the guest is stopped.
@@ -152,7 +154,17 @@ pub async fn drive(
         last: false,
     });
     let audited = migration.clone();
-    let publisher = cluster.tasks.spawn(publish(cluster.clone(), migration, to_write));
+    let armed = record
+        .as_ref()
+        .is_some_and(|record| record::terms_of_armed(&record.spec, &terms.migration).is_some());
+    let (claim, mut claimed) = watch::channel(if armed || validate::begun(&migration) {
+        Claim::Ours
+    } else {
+        Claim::Open
+    });
+    let publisher = cluster
+        .tasks
+        .spawn(publish(cluster.clone(), migration, to_write, claim));
     let mut drive = Drive {
         watching: match flow {
             ControlFlow::PeerToPeer => Some(Watching::default()),
@@ -184,6 +196,7 @@ pub async fn drive(
         not_now: None,
         book,
         drafts,
+        claim: *claimed.borrow_and_update(),
         terms: terms.clone(),
     };
     for (role, side) in [
@@ -236,6 +249,7 @@ pub async fn drive(
                 Err(error) => tracing::error!(%error, "an order's task failed"),
             },
             Ok(()) = control.changed() => drive.control(*control.borrow_and_update()),
+            Ok(()) = claimed.changed() => drive.claimed(*claimed.borrow_and_update()),
             _ = ticks.tick() => drive.look(),
             () = cluster.shutdown.cancelled(), if !drive.needed() => {}
         }
@@ -396,6 +410,16 @@ impl Drive {
             self.step(DriverEvent::Cancel);
         }
         self.publish(false);
+    }
+
+    fn claimed(&mut self, claim: Claim) {
+        self.claim = claim;
+        if claim == Claim::Over && !self.cancel {
+            tracing::info!(migration = self.terms.migration, "it was over before it began");
+            self.cancel = true;
+            self.step(DriverEvent::Cancel);
+        }
+        self.look();
     }
 
     fn record_read(&mut self, record: GuestRecord) {

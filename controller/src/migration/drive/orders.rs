@@ -12,6 +12,7 @@ use godwit_protocol::{Category, Fault, Order, OrderAnswer, Side, definition};
 use super::{Done, Drive};
 use crate::migration::doubts::needs_a_person;
 use crate::migration::failure;
+use crate::migration::publish::Claim;
 use crate::migration::sides::Role;
 use crate::reason::MigrationReason as Reason;
 use crate::record::{self, RecordError};
@@ -175,11 +176,12 @@ impl Drive {
     }
 
     /// Arms the record once both sides have been heard: a host that cannot be reached costs nothing then. Peer to peer
-    /// whether the destination is reached is the source's to find out.
+    /// whether the destination is reached is the source's to find out. And not before its status says that it has begun:
+    /// until then another controller may end it.
     pub(in crate::migration) fn arm(&mut self) {
         let heard = !matches!(self.driver.source(), SideView::Unheard)
             && (self.watching.is_some() || !matches!(self.driver.destination(), SideView::Unheard));
-        if heard || self.record.is_none() {
+        if self.claim == Claim::Ours && (heard || self.record.is_none()) {
             self.write(Key::Arm, record::arm);
         }
     }
