@@ -131,7 +131,9 @@ pub fn decide(facts: &Facts<'_>) -> Verdict {
         }
     };
     let deed = match open {
-        Some(migration) if facts.open_for >= OPEN_FOR && deed == Deed::None => page.settling(migration),
+        Some(migration) if facts.open_for >= OPEN_FOR && deed == Deed::None && page.holder_has_it() => {
+            page.settling(migration)
+        }
         Some(_) | None => deed,
     };
     Verdict {
@@ -175,6 +177,16 @@ impl<'a> Page<'a> {
         &self.facts.guest.spec
     }
 
+    /// Whether the record's holder reports the guest at the record's epoch: then the record does not come from an older
+    /// backup, on whose word nothing is decided.
+    fn holder_has_it(&self) -> bool {
+        let Some(record) = self.facts.record else {
+            return false;
+        };
+        let holder = self.facts.hosts.get(&record.holder).filter(|host| alive(host));
+        holder.is_some_and(|host| report(host, &self.uid).any(|guest| guest.epoch == record.epoch))
+    }
+
     fn settling(&mut self, migration: &str) -> Deed {
         let words = format!(
             "The guest's record is open for the migration {migration}, which is over. Both of its hosts are asked, and how \
@@ -194,7 +206,7 @@ impl<'a> Page<'a> {
             Reason::Stopping,
             "The VirtualMachine is being deleted.",
         );
-        if self.facts.migration.is_some() || open {
+        if self.facts.migration.is_some() {
             return Deed::None;
         }
         let holder = match self.facts.record {
@@ -229,6 +241,9 @@ impl<'a> Page<'a> {
                 self.needs(Reason::RecordConflict, &words);
                 return Deed::None;
             }
+        }
+        if open {
+            return Deed::None;
         }
         match u64::try_from(epoch) {
             Ok(epoch) if self.facts.hosts.contains_key(&host) => Deed::Stop { host, epoch },

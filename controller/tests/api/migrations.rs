@@ -334,12 +334,20 @@ async fn a_record_left_open_by_a_migration_that_is_over_is_decided() {
             .await
             .unwrap();
     }
-    for (name, guest) in ["ended", "gone"].iter().zip(&guests) {
-        // Whatever changes has the controller look at the guest.
-        world.host_status(&world.hosts["a"], json!([])).await;
+    let reported = guests.iter().zip(["ended", "gone"]).map(|(guest, name)| {
+        json!({ "uid": guest.uid(), "namespace": world.namespace, "name": name, "state": "Running", "epoch": 1,
+            "since": "2026-01-01T00:00:00.000000Z" })
+    });
+    let reported: Vec<_> = reported.collect();
+    world.host_status(&world.hosts["a"], json!(reported)).await;
+    for guest in &guests {
         let deadline = Instant::now() + Duration::from_secs(40);
         while world.record(guest).await.unwrap().spec.decision != Decision::Aborted {
-            assert!(Instant::now() < deadline, "the record of {name} stays open");
+            assert!(
+                Instant::now() < deadline,
+                "its record stays open: {:?}",
+                guest.metadata.name
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(world.record(guest).await.unwrap().spec.holder, world.hosts["a"]);
@@ -348,6 +356,7 @@ async fn a_record_left_open_by_a_migration_that_is_over_is_decided() {
     assert_eq!(still, refused, "what has ended keeps its word");
     world.migrate("next", "gone", &world.hosts["b"]).await;
     world.until_phase("next", "Succeeded").await;
+    world.host_status(&world.hosts["a"], json!([])).await;
     world.end().await;
 }
 

@@ -586,3 +586,30 @@ fn a_guest_is_not_stopped_here_while_another_host_has_it_from_before() {
         }
     );
 }
+
+#[test]
+fn a_record_from_a_backup_is_not_settled() {
+    // It was armed when the backup was made; the guest has long run at the destination.
+    let mut world = armed();
+    world.open_for = OPEN_FOR;
+    world
+        .hosts
+        .get_mut("a")
+        .unwrap()
+        .status
+        .as_mut()
+        .unwrap()
+        .guests
+        .clear();
+    world.report("b", GuestState::Running, 2);
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(
+        condition(&verdict, "NeedsDecision"),
+        (ConditionStatus::True, "RecordConflict".into())
+    );
+    world.delete();
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::None);
+    assert_eq!(condition(&verdict, "NeedsDecision").1, "RecordConflict");
+}
