@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::cache;
@@ -25,12 +26,21 @@ pub struct ControlPlane {
     administrator: PathBuf,
     audit: PathBuf,
     client: Client,
+    places: Places,
     /// The API server.
     pub api_server: Process,
     /// The controller manager: garbage collection, namespaces, aggregated roles.
     pub controller_manager: Process,
     /// The API server's store.
     pub etcd: Process,
+}
+
+/// Where the API server and its store are.
+struct Places {
+    directory: PathBuf,
+    store: SocketAddr,
+    peers: SocketAddr,
+    server: SocketAddr,
 }
 
 impl ControlPlane {
@@ -53,20 +63,14 @@ impl ControlPlane {
         let manager = directory.join("controller-manager.kubeconfig");
         keys.write_kubeconfig(&manager, &server, "system:kube-controller-manager", "")?;
 
-        let etcd = etcd(
-            &directory,
-            SocketAddr::new(loopback, client_port),
-            SocketAddr::new(loopback, peer_port),
-        )?;
-        let mut etcd = Process::spawn(run, run.directory(), "etcd", etcd)?;
+        let places = Places {
+            directory: directory.clone(),
+            store: SocketAddr::new(loopback, client_port),
+            peers: SocketAddr::new(loopback, peer_port),
+            server: SocketAddr::new(address, port),
+        };
         let audit = run.records().join("logs/audit.jsonl");
-        let command = api_server(
-            &directory,
-            SocketAddr::new(loopback, client_port),
-            SocketAddr::new(address, port),
-            &audit,
-        )?;
-        let mut api_server = Process::spawn(run, run.directory(), "kube-apiserver", command)?;
+        let (mut etcd, mut api_server) = places.spawn(run, &audit)?;
         let client = client(&administrator, None).await?;
         wait_until_ready(&client, &mut api_server, &mut etcd).await?;
         let command = controller_manager(&directory, &manager)?;
@@ -77,6 +81,7 @@ impl ControlPlane {
             administrator,
             audit,
             client,
+            places,
             api_server,
             controller_manager,
             etcd,
@@ -123,9 +128,58 @@ impl ControlPlane {
         Ok(command)
     }
 
+    /// Copies the store as it is at a moment, for [`Self::restore`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn save(&self, to: &Path) -> anyhow::Result<()> {
+        self.etcd.signal(Signal::STOP)?;
+        let copied = copy(&self.places.store_directory(), to);
+        self.etcd.signal(Signal::CONT)?;
+        copied
+    }
+
+    /// Ends the API server and its store, puts a copy of the store in its place, and starts both again.
+    ///
+    /// # Errors
+    /// When the copy cannot be read, or the API server does not come up.
+    pub async fn restore(&mut self, run: &Run, from: &Path) -> anyhow::Result<()> {
+        for process in [&mut self.api_server, &mut self.etcd] {
+            process.signal(Signal::KILL)?;
+            while process.exited().is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        std::fs::remove_dir_all(self.places.store_directory())?;
+        copy(from, &self.places.store_directory())?;
+        (self.etcd, self.api_server) = self.places.spawn(run, &self.audit)?;
+        wait_until_ready(&self.client, &mut self.api_server, &mut self.etcd).await
+    }
+
     pub(crate) fn parts(&mut self) -> [&mut Process; 3] {
         [&mut self.controller_manager, &mut self.api_server, &mut self.etcd]
     }
+}
+
+impl Places {
+    fn store_directory(&self) -> PathBuf {
+        self.directory.join("etcd")
+    }
+
+    /// Starts the store and the API server.
+    fn spawn(&self, run: &Run, audit: &Path) -> anyhow::Result<(Process, Process)> {
+        let etcd = etcd(&self.directory, self.store, self.peers)?;
+        let etcd = Process::spawn(run, run.directory(), "etcd", etcd)?;
+        let command = api_server(&self.directory, self.store, self.server, audit)?;
+        let api_server = Process::spawn(run, run.directory(), "kube-apiserver", command)?;
+        Ok((etcd, api_server))
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+    ensure!(copied.success(), "copy {} to {}", from.display(), to.display());
+    Ok(())
 }
 
 /// A client from a kubeconfig, or, with `user` given, one that acts as that user.

@@ -277,6 +277,23 @@ impl Lab {
         self.control_plane.client()
     }
 
+    /// Copies the API server's store as it is now; see [`ControlPlane::save`].
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn save_store(&self, to: &Path) -> anyhow::Result<()> {
+        self.control_plane.save(to)
+    }
+
+    /// Puts a copy of the API server's store in its place; see [`ControlPlane::restore`].
+    ///
+    /// # Errors
+    /// When the API server does not come up with it.
+    pub async fn restore_store(&mut self, from: &Path) -> anyhow::Result<()> {
+        let run = self.run.as_ref().context("the lab was stopped")?;
+        self.control_plane.restore(run, from).await
+    }
+
     /// A client with the controller's own rights.
     ///
     /// # Errors

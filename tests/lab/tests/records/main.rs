@@ -15,6 +15,7 @@ mod deleted;
 mod older;
 #[path = "../moves/setting.rs"]
 mod setting;
+mod store;
 #[path = "../moves/traces.rs"]
 mod traces;
 
@@ -25,6 +26,10 @@ use godwit_lab::{LabOptions, cases};
 use older::{
     a_record_from_before_a_move_is_put_back, a_record_from_before_the_first_start_is_put_back,
     a_record_of_a_migration_that_is_over_is_put_back, a_record_that_names_another_holder,
+};
+use store::{
+    etcd_is_restored_from_amid_a_migration, etcd_is_restored_from_before_a_guest,
+    etcd_is_restored_from_before_a_move,
 };
 
 fn main() -> ExitCode {
@@ -38,6 +43,10 @@ fn main() -> ExitCode {
             a_record_from_before_the_first_start_is_put_back,
             a_record_of_a_migration_that_is_over_is_put_back,
             a_record_that_names_another_holder,
+            etcd_is_restored_from_before_a_move,
+            etcd_is_restored_from_amid_a_migration,
+            // Its guest stays: nothing may come after it.
+            etcd_is_restored_from_before_a_guest,
         ],
     )
 }
