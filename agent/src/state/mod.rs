@@ -58,8 +58,10 @@ impl StateError {
 /// The stable word for a file of the agent's that could not be written: more room helps, or somebody has to look at the
 /// disk.
 pub fn disk_reason(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "DiskFull",
-        _ => "DiskFailed",
+    let room = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
+    if room.contains(&error.kind()) {
+        "DiskFull"
+    } else {
+        "DiskFailed"
     }
 }
