@@ -13,10 +13,12 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 ///
 /// * `quiet loglevel=1`: the serial port is for the guest's lines alone.
 /// * `tsc=reliable`: no watchdog that could find the clock wanting after a move, and change it.
+/// * `no_timer_check`: on a busy machine an emulated timer comes late, and a kernel that counts its ticks at boot stops for
+///   good.
 /// * `cryptomgr.notests`, `initcall_blacklist`: what takes long when emulated and is of no use here, a sixth of the
 ///   boot's CPU time. Names that a kernel does not know do no harm.
 /// * `init_on_alloc=0`: memory that is filled at once need not be cleared first.
-pub const KERNEL_OPTIONS: &str = "quiet loglevel=1 tsc=reliable cryptomgr.notests init_on_alloc=0 \
+pub const KERNEL_OPTIONS: &str = "quiet loglevel=1 tsc=reliable no_timer_check cryptomgr.notests init_on_alloc=0 \
      initcall_blacklist=init_kprobe_trace,load_system_certificate_list,btf_vmlinux_init";
 
 const DIRECTORY: u32 = 0o040_755;

@@ -13,6 +13,7 @@ use godwit_lab::Lab;
 use godwit_lab::boot_sector::{self, BootSector, WRITES_EVERY};
 use godwit_lab::console::type_at;
 use godwit_lab::guest::STARTS_WITHIN;
+use godwit_lab::initramfs::KERNEL_OPTIONS;
 use godwit_lab::lab::{INITRAMFS, KERNEL};
 use godwit_lab::observer::Observer;
 use godwit_lab::processes::Seen;
@@ -99,7 +100,7 @@ impl Guest {
             "boot": {"kernel": {
                 "image": {"file": KERNEL},
                 "initramfs": {"file": INITRAMFS},
-                "commandLine": format!("quiet loglevel=1 cryptomgr.notests {options}"),
+                "commandLine": format!("{} {options}", KERNEL_OPTIONS.split_whitespace().collect::<Vec<_>>().join(" ")),
             }},
         });
         Self::create(lab, next_name(), spec, None).await
