@@ -38,7 +38,7 @@ pub enum Claim {
     Open,
     /// It is written, and nobody ends it any more without driving it.
     Ours,
-    /// It has been ended before, or is gone.
+    /// It has been ended by somebody else, or is gone: it is given up where that is not too late.
     Over,
 }
 
@@ -120,7 +120,9 @@ pub async fn publish(
             // Of two controllers that lead for a while one is slower: what the faster one has ended stays so.
             Err(error) if apply::forbidden(&error) => {
                 tracing::info!(%error, migration = migration.name_any(), "the migration has been ended by another controller");
-                over(&claim);
+                if has_ended(&api, &migration).await {
+                    over(&claim);
+                }
                 break;
             }
             Err(error) => {
@@ -140,13 +142,16 @@ pub async fn publish(
     drop(teller);
 }
 
-/// Nothing can be written any more. What was ours goes on to its end all the same.
+/// Whether the migration stands as ended, as far as the API server tells it now.
+async fn has_ended(api: &Api<VirtualMachineMigration>, migration: &VirtualMachineMigration) -> bool {
+    match apply::within(api.get_opt(&migration.name_any())).await {
+        Ok(Some(now)) => now.uid() != migration.uid() || validate::ended(&now),
+        Ok(None) => true,
+        Err(_) => false,
+    }
+}
+
+/// Nothing can be written any more: somebody else has ended it, or it is gone.
 fn over(claim: &watch::Sender<Claim>) {
-    claim.send_if_modified(|claim| {
-        let open = *claim == Claim::Open;
-        if open {
-            *claim = Claim::Over;
-        }
-        open
-    });
+    claim.send_if_modified(|claim| std::mem::replace(claim, Claim::Over) != Claim::Over);
 }

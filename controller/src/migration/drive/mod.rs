@@ -415,7 +415,7 @@ impl Drive {
     fn claimed(&mut self, claim: Claim) {
         self.claim = claim;
         if claim == Claim::Over && !self.cancel {
-            tracing::info!(migration = self.terms.migration, "it was over before it began");
+            tracing::info!(migration = self.terms.migration, "somebody else has ended it");
             self.cancel = true;
             self.step(DriverEvent::Cancel);
         }
