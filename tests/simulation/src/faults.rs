@@ -57,6 +57,8 @@ pub enum Fault {
     GuestDeleted,
     /// The relays of a host die.
     RelaysDie(Place),
+    /// Somebody deletes a host's object, where the API server lets him.
+    HostDeleted(Place),
 }
 
 impl Fault {
@@ -73,7 +75,7 @@ impl Fault {
             (Place::Controller, Place::Api),
         ]);
         let (one, other) = if dice.percent(50) { pair } else { (pair.1, pair.0) };
-        match dice.within(1, 48) {
+        match dice.within(1, 50) {
             1..=6 => Self::Crash(host, dice.one(&[1, 50, 800, 3000, 20_000])),
             7..=9 => Self::Crash(Place::Controller, dice.one(&[1, 800, 5000, 40_000])),
             10..=12 => Self::Cut(one, other, long),
@@ -95,6 +97,7 @@ impl Fault {
             40 => Self::Clocks(dice.one(&[-3600, 3600])),
             41..=42 => Self::GuestDeleted,
             43..=45 => Self::RelaysDie(host),
+            46..=47 => Self::HostDeleted(host),
             _ => Self::Guest(dice.one(&[Act::PowersOff, Act::Panics, Act::DiskFails, Act::Resets])),
         }
     }
@@ -207,6 +210,7 @@ impl Fault {
                 }
             }
             Self::RelaysDie(host) => sim.kill(host.relay()),
+            Self::HostDeleted(host) => world.delete_host(host),
         }
     }
 }

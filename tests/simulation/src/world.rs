@@ -38,6 +38,8 @@ pub const EPOCH: u64 = 4;
 const PEER_SILENCE: Duration = Duration::from_secs(30);
 /// How often an agent reports its guests.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// How often an agent looks whether its host's object is there.
+const LOOKS_EVERY: Duration = Duration::from_secs(10);
 
 /// A host.
 pub struct Host {
@@ -166,12 +168,8 @@ impl World {
         };
         self.create("secrets", NAMESPACE, SECRET, key);
         self.create("configmaps", NAMESPACE, "godwit-ticket-keys", json!({}));
-        for (place, address) in [(Place::A, "10.0.0.1"), (Place::B, "10.0.0.2")] {
-            let mut object = json!({"spec": {
-                "endpoint": format!("{address}:16514"), "migrationAddresses": [address],
-            }});
-            object["status"] = self.report(place);
-            self.create("virtualmachinehosts", "", place.name(), object);
+        for place in Place::HOSTS {
+            self.publish_host(place);
         }
         let digest = godwit_protocol::definition::digest(definition().json()).unwrap();
         let machine = json!({
@@ -191,6 +189,38 @@ impl World {
             },
         });
         self.create("guestrecords", "", &self.guest, record);
+    }
+
+    fn host_key(place: Place) -> Key {
+        Key {
+            plural: Kind::HOST.plural,
+            namespace: String::new(),
+            name: place.name().into(),
+        }
+    }
+
+    fn publish_host(&self, place: Place) {
+        let address = address(place);
+        let mut object = json!({"spec": {
+            "endpoint": format!("{address}:16514"), "migrationAddresses": [address],
+        }});
+        object["status"] = self.report(place);
+        self.create("virtualmachinehosts", "", place.name(), object);
+    }
+
+    /// Somebody deletes a host's object, which is refused while it says that it has guests.
+    pub fn delete_host(&self, place: Place) {
+        let key = Self::host_key(place);
+        let guests = self.store.get(&key).map(|host| host["status"]["guestCount"] != 0);
+        match guests {
+            Some(false) => {
+                self.sim.note("user", format!("deletes {place}"));
+                // Nothing holds it.
+                let _ = self.store.delete(&key, &Value::Null);
+            }
+            Some(true) => self.sim.note("user", format!("may not delete {place}")),
+            None => {}
+        }
     }
 
     /// What a host says of itself.
@@ -226,24 +256,31 @@ impl World {
         })
     }
 
-    /// Reports a host's guests now and then.
+    /// Reports a host's guests now and then, and makes its object again where somebody has deleted it.
     async fn keep_reporting(world: Weak<Self>, life: Arc<Life>) {
         let place = life.place;
-        let key = Key {
-            plural: Kind::HOST.plural,
-            namespace: String::new(),
-            name: place.name().into(),
-        };
+        let key = Self::host_key(place);
+        let mut missed = Duration::ZERO;
         loop {
             sleep(REPORT_EVERY).await;
             let Some(world) = world.upgrade() else { return };
             if life.is_over() {
                 return;
             }
-            if !world.sim.is_cut(place, Place::Api) {
+            if world.sim.is_cut(place, Place::Api) {
+                continue;
+            }
+            if world.store.get(&key).is_some() {
+                missed = Duration::ZERO;
                 let patch = json!({"status": world.report(place)});
-                // The object is always there.
+                // It is there.
                 let _ = world.store.status(&key, &patch);
+                continue;
+            }
+            missed += REPORT_EVERY;
+            if missed >= LOOKS_EVERY {
+                world.sim.note(place, "makes its object again");
+                world.publish_host(place);
             }
         }
     }
@@ -259,9 +296,7 @@ impl World {
         sim.note(place, "starts");
         host.disk.failed.store(false, Ordering::Relaxed);
         let boot = format!("boot-{}", host.boot.lock().unwrap());
-        let address: IpAddr = if place == Place::A { "10.0.0.1" } else { "10.0.0.2" }
-            .parse()
-            .unwrap();
+        let address: IpAddr = address(place).parse().unwrap();
         let settings = Settings {
             host: place.name().into(),
             boot_id: boot.clone(),
@@ -544,6 +579,10 @@ impl World {
             self.fell(place);
         }
     }
+}
+
+fn address(place: Place) -> &'static str {
+    if place == Place::A { "10.0.0.1" } else { "10.0.0.2" }
 }
 
 fn complain(world: &Weak<World>, life: &Life, error: &dyn std::error::Error) {
