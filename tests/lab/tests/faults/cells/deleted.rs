@@ -308,6 +308,10 @@ async fn cell_one_name_twice_managed(lab: &mut Lab) -> anyhow::Result<()> {
             .await
             .context(moment.phase)?;
     }
+    Ok(())
+}
+
+async fn cell_one_name_twice_without_the_source_managed(lab: &mut Lab) -> anyhow::Result<()> {
     one_name_twice_without_the_source(lab, MANAGED).await
 }
 
@@ -317,12 +321,18 @@ async fn cell_one_name_twice_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
             .await
             .context(moment.phase)?;
     }
+    Ok(())
+}
+
+async fn cell_one_name_twice_without_the_source_peer_to_peer(lab: &mut Lab) -> anyhow::Result<()> {
     one_name_twice_without_the_source(lab, PEERS).await
 }
 
 pub const CASES: &[Case] = cases![
-    cell_one_name_twice_peer_to_peer;
+    cell_one_name_twice_without_the_source_peer_to_peer;
     long:
+    cell_one_name_twice_without_the_source_managed,
+    cell_one_name_twice_peer_to_peer,
     cell_migration_deleted_in_each_phase_managed,
     cell_migration_deleted_in_each_phase_peer_to_peer,
     cell_machine_deleted_in_each_phase_managed,
