@@ -59,7 +59,7 @@ reasons! {
 reasons! {
     /// Reasons on a VirtualMachineResolution.
     ResolutionReason {
-        InProgress, NoHostFits, Fenced, SourceResumed, ColdStarted, NotNeeded, VirtualMachineNotFound, RecordMissing,
+        InProgress, NoHostFits, Fenced, SourceResumed, ColdStarted, LetGo, NotNeeded, VirtualMachineNotFound, RecordMissing,
         HostAnswers, NotFenced, NotResumable, Overtaken,
     }
 }

@@ -96,4 +96,9 @@ pub struct VirtualMachineResolutionStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// The UID of the guest that was let go without the fenced host that held it. What that host still has of it, should it
+    /// come back, is given up on the word of this object; once it is deleted, on nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub let_go: Option<String>,
 }

@@ -138,6 +138,7 @@ async fn standing(
         destination,
         strict: migration
             .is_some_and(|migration| migration.spec.handoff == godwit_crds::migration::Handoff::Strict),
+        deleted: guest.metadata.deletion_timestamp.is_some(),
         migration: migration.map(ResourceExt::name_any),
         waits: migration.and_then(|migration| match outcome(migration.status.as_ref()) {
             Outcome::NeedsDecision(cause) => Some(cause.message),

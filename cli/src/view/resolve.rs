@@ -18,6 +18,8 @@ pub struct Standing {
     pub migration: Option<String>,
     /// Whether its handoff is strict.
     pub strict: bool,
+    /// Whether the guest is being deleted.
+    pub deleted: bool,
     /// Why it cannot go on by itself.
     pub waits: Option<String>,
     /// Of each host whether it is heard, where that is known.
@@ -55,6 +57,9 @@ pub fn options(standing: &Standing) -> String {
     let Some(holder) = &standing.holder else {
         return page;
     };
+    if standing.deleted {
+        line("It is being deleted, and stays until its host has stopped it.");
+    }
     line("");
     line("Wait, if the hosts may come back: godwit then decides by itself, and nothing is lost.");
     line(
@@ -91,6 +96,11 @@ pub fn options(standing: &Standing) -> String {
                 "the same, where the source is lost before the destination had it whole",
             );
         }
+        None if standing.deleted => say(
+            holder,
+            "",
+            "nothing of it runs there any more: it is let go without that host having been asked",
+        ),
         None => say(
             holder,
             " --cold-start",
@@ -112,6 +122,7 @@ mod tests {
             destination: None,
             migration: None,
             strict: false,
+            deleted: false,
             waits: None,
             hosts: vec![(
                 "node-a".into(),
@@ -132,6 +143,16 @@ mod tests {
             "{page}"
         );
         assert!(!page.contains("--resume-source"), "{page}");
+    }
+
+    #[test]
+    fn a_deleted_guest_can_be_let_go() {
+        let page = options(&Standing {
+            deleted: true,
+            ..at_rest()
+        });
+        assert!(page.contains("resolve web1 --fenced node-a\n"), "{page}");
+        assert!(!page.contains("--cold-start"), "{page}");
     }
 
     #[test]

@@ -245,21 +245,27 @@ impl<'a> Page<'a> {
         if open {
             return Deed::None;
         }
-        match u64::try_from(epoch) {
-            Ok(epoch) if self.facts.hosts.contains_key(&host) => Deed::Stop { host, epoch },
-            Ok(_) | Err(_) => {
-                let words = format!(
-                    "The VirtualMachine is being deleted, and its host {host} is not known any more. Bring the host's \
-                     object back, so that it is known that the guest does not run there."
-                );
-                self.condition(
-                    "Ready",
-                    ConditionStatus::Unknown,
-                    Reason::AgentUnreachable,
-                    &words,
-                );
-                Deed::None
-            }
+        let known = self.facts.hosts.get(&host);
+        if !known.is_some_and(alive) {
+            let how = match known {
+                Some(_) => "does not answer",
+                None => "is not known any more",
+            };
+            let words = format!(
+                "The VirtualMachine is being deleted, and its host {host} {how}: the guest may well run there. Bring the \
+                 host back; if it is gone for good, make sure that it runs nothing and say so: `kubectl godwit resolve`."
+            );
+            self.condition(
+                "Ready",
+                ConditionStatus::Unknown,
+                Reason::AgentUnreachable,
+                &words,
+            );
+        }
+        match (u64::try_from(epoch), known) {
+            // An agent that nobody hears may answer all the same.
+            (Ok(epoch), Some(_)) => Deed::Stop { host, epoch },
+            (Ok(_) | Err(_), _) => Deed::None,
         }
     }
 

@@ -114,14 +114,17 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
         }
         Deed::Start { host, epoch } => start(&cluster, &api, &guest, &uid, &host, epoch).await,
         Deed::Stop { host, epoch } => {
-            stop(&cluster, &guest, &uid, &host, epoch).await?;
+            stop(&cluster, &name(&guest, &uid), &host, epoch)
+                .await
+                .map_err(Error::Stop)?;
             if let Some(record) = &record {
                 cluster.records.remove(record).await?;
             }
-            release(&cluster, &api, &guest, &uid).await
+            let_go(&cluster, &guest).await?;
+            Ok(Action::await_change())
         }
         Deed::Reap { host, epoch } => {
-            if let Err(error) = stop(&cluster, &guest, &uid, &host, epoch).await {
+            if let Err(error) = stop(&cluster, &name(&guest, &uid), &host, epoch).await {
                 tracing::warn!(guest = guest.name_any(), host, %error, "what is left of the guest there stays for now");
             }
             Ok(Action::requeue(LOOK_AGAIN))
@@ -132,7 +135,10 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
             }
             Ok(Action::requeue(LOOK_AGAIN))
         }
-        Deed::Release => release(&cluster, &api, &guest, &uid).await,
+        Deed::Release => {
+            let_go(&cluster, &guest).await?;
+            Ok(Action::await_change())
+        }
     }
 }
 
@@ -308,20 +314,16 @@ async fn start(
     Ok(Action::requeue(if again { pause } else { LOOK_AGAIN }))
 }
 
-async fn stop(
-    cluster: &Arc<Cluster>,
-    guest: &VirtualMachine,
-    uid: &str,
-    host: &str,
-    epoch: u64,
-) -> Result<(), Error> {
-    let name = name(guest, uid);
+/// Has a host stop a guest and forget it. It does so under exactly this epoch, and where no migration has the guest.
+///
+/// # Errors
+/// What the host answers, or that it does not.
+pub async fn stop(cluster: &Cluster, guest: &GuestName, host: &str, epoch: u64) -> Result<(), Fault> {
     call(cluster, host, async |client| {
-        client.stop_guest(&name, epoch).await
+        client.stop_guest(guest, epoch).await
     })
-    .await
-    .map_err(Error::Stop)?;
-    tracing::info!(guest = guest.name_any(), host, "stopped");
+    .await?;
+    tracing::info!(guest = guest.name, host, "stopped");
     Ok(())
 }
 
@@ -348,15 +350,16 @@ async fn call<T>(
     answer
 }
 
-async fn release(
-    cluster: &Cluster,
-    api: &Api<VirtualMachine>,
-    guest: &VirtualMachine,
-    uid: &str,
-) -> Result<Action, Error> {
-    apply::finalizer(api, guest, FINALIZER, false).await?;
-    cluster.starts.forget(uid);
-    Ok(Action::await_change())
+/// Lets the object of a deleted guest go, of which no host has anything any more.
+///
+/// # Errors
+/// If the API server does not take it.
+pub async fn let_go(cluster: &Cluster, guest: &VirtualMachine) -> Result<(), kube::Error> {
+    let namespace = guest.namespace().unwrap_or_default();
+    let api: Api<VirtualMachine> = Api::namespaced(cluster.client.clone(), &namespace);
+    apply::finalizer(&api, guest, FINALIZER, false).await?;
+    cluster.starts.forget(&guest.uid().unwrap_or_default());
+    Ok(())
 }
 
 /// Writes the status if it says something new, and tells of what has turned.

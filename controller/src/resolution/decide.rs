@@ -46,6 +46,8 @@ pub(super) enum Deed {
     TakeIn,
     /// Have the guest started afresh on this host.
     ColdStart(String),
+    /// Let the guest, which is being deleted, go: the host that would have to stop it is fenced.
+    LetGo,
 }
 
 /// What follows.
@@ -141,18 +143,24 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
     let spec = &facts.resolution.spec;
     let name = &spec.virtual_machine;
     let word = word(facts.resolution);
-    let guest = facts
-        .guest
-        .filter(|guest| guest.meta().deletion_timestamp.is_none());
-    let (Some(guest), Some(record)) = (guest, facts.record) else {
-        return match guest {
-            Some(_) => Verdict::refused(
+    let Some(guest) = facts.guest else {
+        return Verdict::refused(
+            Reason::VirtualMachineNotFound,
+            format!("There is no VirtualMachine {name} in this namespace."),
+        );
+    };
+    let deleted = guest.meta().deletion_timestamp.is_some();
+    let Some(record) = facts.record else {
+        // The record goes before the object does: what the object mirrors says who held the guest.
+        let mirrored = guest.status.as_ref();
+        let held = mirrored.and_then(|status| status.host.as_ref().zip(status.epoch));
+        return match held {
+            Some((holder, epoch)) if deleted && epoch == word.epoch && word.fenced.contains(holder) => {
+                facts.letting_go(holder)
+            }
+            Some(_) | None => Verdict::refused(
                 Reason::RecordMissing,
                 format!("{name} has no GuestRecord: nothing is decided without it."),
-            ),
-            None => Verdict::refused(
-                Reason::VirtualMachineNotFound,
-                format!("There is no VirtualMachine {name} in this namespace, or it is being deleted."),
             ),
         };
     };
@@ -169,13 +177,7 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
     if taken_in.is_none()
         && let Some(answers) = facts.answering(spec)
     {
-        return Verdict::refused(
-            Reason::HostAnswers,
-            format!(
-                "{answers} is not fenced: its agent answers. Switch it off, wait until `kubectl godwit hosts` says that it \
-                 is not heard any more, and say it again."
-            ),
-        );
+        return not_fenced(&answers);
     }
     let named = |uid: &str| spec.migration.as_deref() == Some(uid);
     match facts.active {
@@ -196,17 +198,19 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
             };
         }
     }
+    if deleted {
+        return match record_change::let_go(record, &word) {
+            Ok(()) => facts.letting_go(&record.holder),
+            // By the migration's end it belongs on another host, which stops it.
+            Err(Refused::NotFenced(_)) if taken_in.is_some() => ended_on(&record.holder),
+            Err(why) => refused(&why),
+        };
+    }
     match spec.action {
         ResolutionAction::Wait | ResolutionAction::ResumeSource if taken_in.is_none() => {
             refused(&Refused::Overtaken)
         }
-        ResolutionAction::Wait => Verdict::done(
-            Reason::Fenced,
-            format!(
-                "The migration has ended; by the record the guest belongs on {}.",
-                record.holder
-            ),
-        ),
+        ResolutionAction::Wait => ended_on(&record.holder),
         ResolutionAction::ResumeSource => Verdict::done(
             Reason::SourceResumed,
             format!("The migration has ended; the guest goes on at {}.", record.holder),
@@ -215,7 +219,46 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
     }
 }
 
+fn ended_on(holder: &str) -> Verdict {
+    Verdict::done(
+        Reason::Fenced,
+        format!("The migration has ended; by the record the guest belongs on {holder}."),
+    )
+}
+
+fn not_fenced(host: &str) -> Verdict {
+    Verdict::refused(
+        Reason::HostAnswers,
+        format!(
+            "{host} is not fenced: its agent answers. Switch it off, wait until `kubectl godwit hosts` says that it is not \
+             heard any more, and say it again."
+        ),
+    )
+}
+
+/// The guest was let go.
+pub(super) fn let_go(holder: &str) -> Verdict {
+    Verdict::done(
+        Reason::LetGo,
+        format!(
+            "The guest was deleted, and {holder}, which held it, is fenced: it was not asked, and the guest is gone."
+        ),
+    )
+}
+
 impl Facts<'_> {
+    /// Nobody but its host could say that a deleted guest does not run any more, and that host is fenced. Unlike an end
+    /// of a migration this is not written into the record, which goes: the host is asked for a last time.
+    fn letting_go(&self, holder: &str) -> Verdict {
+        if self.hosts.get(holder).is_some_and(alive) {
+            return not_fenced(holder);
+        }
+        Verdict::to(
+            Deed::LetGo,
+            format!("The guest is deleted, and {holder} is fenced: the guest is let go."),
+        )
+    }
+
     /// A host that is said to be fenced, and whose agent answers.
     fn answering(&self, spec: &VirtualMachineResolutionSpec) -> Option<String> {
         let answers = |name: &&String| self.hosts.get(*name).is_some_and(alive);

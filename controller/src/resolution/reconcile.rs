@@ -11,6 +11,7 @@ use godwit_crds::{
     Condition, GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration,
     VirtualMachineResolution,
 };
+use godwit_protocol::GuestName;
 use jiff::Timestamp;
 use kube::api::ListParams;
 use kube::runtime::controller::Action;
@@ -19,13 +20,18 @@ use kube::{Api, Resource, ResourceExt};
 use super::decide::{self, APPLIED, Deed, Facts, Verdict};
 use crate::apply;
 use crate::cluster::{Cluster, WatchEnded};
+use crate::guest;
+use crate::guest::decide::{alive, report};
 use crate::migration::book::Notice;
 use crate::migration::validate;
+use crate::reason::ResolutionReason as Reason;
 use crate::record::RecordError;
 use crate::time::rfc3339;
 
 /// Between two looks at a word that is not carried out yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Between two looks for what a host that was fenced may have brought back.
+const LOOK_FOR_REMAINS: Duration = Duration::from_secs(10);
 
 /// Why a reconciliation has to be tried again.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +108,7 @@ impl View {
             });
             let host = match &verdict.deed {
                 Deed::ColdStart(host) => Some(host.clone()),
-                Deed::None | Deed::TakeIn => None,
+                Deed::None | Deed::TakeIn | Deed::LetGo => None,
             };
             (verdict, host)
         })
@@ -115,8 +121,11 @@ pub async fn reconcile(
     cluster: Arc<Cluster>,
 ) -> Result<Action, Error> {
     cluster.seen().await?;
-    if decide::ended(&resolution) || resolution.meta().deletion_timestamp.is_some() {
+    if resolution.meta().deletion_timestamp.is_some() {
         return Ok(Action::await_change());
+    }
+    if decide::ended(&resolution) {
+        return Ok(give_up_what_is_left(&cluster, &resolution).await);
     }
     let namespace = resolution.namespace().unwrap_or_default();
     let api: Api<VirtualMachineResolution> = Api::namespaced(cluster.client.clone(), &namespace);
@@ -127,14 +136,22 @@ pub async fn reconcile(
     };
     let mut view = View::read(&cluster, &resolution).await?;
     let mut verdict = view.judge(&cluster, &resolution);
-    if let Some(record) = view.record.clone().filter(|_| verdict.deed != Deed::None) {
-        match carry_out(&cluster, &resolution, &verdict.deed, record).await {
-            Ok(record) => {
-                view.record = Some(record);
-                verdict = view.judge(&cluster, &resolution);
+    match (&verdict.deed, view.record.clone()) {
+        (Deed::None, _) | (Deed::TakeIn | Deed::ColdStart(_), None) => {}
+        (Deed::LetGo, record) => {
+            if let Some(guest) = &view.guest {
+                verdict = let_go(&cluster, guest, record.as_ref()).await?;
             }
-            Err(RecordError::Refused(why)) => verdict = decide::refused(&why),
-            Err(error) => return Err(error.into()),
+        }
+        (Deed::TakeIn | Deed::ColdStart(_), Some(record)) => {
+            match carry_out(&cluster, &resolution, &verdict.deed, record).await {
+                Ok(record) => {
+                    view.record = Some(record);
+                    verdict = view.judge(&cluster, &resolution);
+                }
+                Err(RecordError::Refused(why)) => verdict = decide::refused(&why),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
     write_status(&cluster, &api, &resolution, view.guest.as_ref(), &verdict).await?;
@@ -143,6 +160,52 @@ pub async fn reconcile(
     } else {
         Action::requeue(LOOK_AGAIN)
     })
+}
+
+/// A host that was fenced may come back with what it had of a guest that was let go since. Neither the guest nor its record
+/// is there any more; that it was let go is what this word still says.
+async fn give_up_what_is_left(cluster: &Cluster, resolution: &VirtualMachineResolution) -> Action {
+    let let_go = resolution
+        .status
+        .as_ref()
+        .and_then(|status| status.let_go.clone());
+    let Some(uid) = let_go else {
+        return Action::await_change();
+    };
+    let guest = GuestName {
+        uid,
+        namespace: resolution.namespace().unwrap_or_default(),
+        name: resolution.spec.virtual_machine.clone(),
+    };
+    let hosts = cluster.hosts_by_name();
+    for name in &resolution.spec.fenced_hosts {
+        let reported = hosts.get(name).filter(|host| alive(host));
+        for left in reported.into_iter().flat_map(|host| report(host, &guest.uid)) {
+            let epoch = u64::try_from(left.epoch).unwrap_or_default();
+            if let Err(fault) = guest::reconcile::stop(cluster, &guest, name, epoch).await {
+                tracing::warn!(guest = guest.name, host = name, %fault, "what is left of the guest there stays for now");
+            }
+        }
+    }
+    Action::requeue(LOOK_FOR_REMAINS)
+}
+
+/// First the record goes, by the version that was judged; cut short there, the word is carried on from what the object
+/// mirrors.
+async fn let_go(
+    cluster: &Cluster,
+    guest: &VirtualMachine,
+    record: Option<&GuestRecord>,
+) -> Result<Verdict, Error> {
+    if let Some(record) = record {
+        cluster.records.remove(record).await?;
+    }
+    let mirrored = guest.status.as_ref().and_then(|status| status.host.clone());
+    let holder = record.map(|record| record.spec.holder.clone()).or(mirrored);
+    guest::reconcile::let_go(cluster, guest).await?;
+    let holder = holder.unwrap_or_default();
+    tracing::warn!(guest = guest.name_any(), holder, "let go, its host being fenced");
+    Ok(decide::let_go(&holder))
 }
 
 async fn carry_out(
@@ -156,7 +219,7 @@ async fn carry_out(
     let written = cluster
         .records
         .change(Some(record), &guest, |spec| match deed {
-            Deed::None => record_change::Change::Already,
+            Deed::None | Deed::LetGo => record_change::Change::Already,
             Deed::TakeIn => record_change::take_in(spec, &word),
             Deed::ColdStart(host) => record_change::cold_start(spec, &word, host),
         })
@@ -191,6 +254,9 @@ async fn write_status(
             observed_generation: resolution.meta().generation.unwrap_or(0),
         },
     );
+    if verdict.reason == Reason::LetGo {
+        status.let_go = guest.and_then(ResourceExt::uid);
+    }
     if resolution.status.as_ref() == Some(&status) {
         return Ok(());
     }

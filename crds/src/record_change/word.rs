@@ -133,6 +133,25 @@ pub fn cold_start(record: &GuestRecordSpec, word: &Word, host: &str) -> Change {
     }))
 }
 
+/// Whether a guest that is being deleted may be let go without a word of the host that holds it: that host is fenced, so
+/// nothing of the guest runs there any more, and nobody else may have it.
+///
+/// # Errors
+/// What in the record stands against it.
+pub fn let_go(record: &GuestRecordSpec, word: &Word) -> Result<(), Refused> {
+    if let Some(armed) = record.migration.as_ref().filter(|_| !settled(record)) {
+        return Err(Refused::ArmedForOther(armed.uid.clone()));
+    }
+    if !of_this_state(record, word) {
+        return Err(Refused::Overtaken);
+    }
+    if word.has_fenced(&record.holder) {
+        Ok(())
+    } else {
+        Err(Refused::NotFenced(record.holder.clone()))
+    }
+}
+
 /// Whether the guest stands as the administrator saw it, or as the end of the migration that he spoke of left it.
 fn of_this_state(record: &GuestRecordSpec, word: &Word) -> bool {
     let ended_by_it = record.epoch.checked_sub(1) == Some(word.epoch)
@@ -236,6 +255,26 @@ mod tests {
             cold_start(&at_rest(), &old, "c"),
             Change::Refuse(Refused::Overtaken)
         );
+    }
+
+    #[test]
+    fn a_deleted_guest_is_let_go_where_its_holder_is_fenced_and_nothing_is_undecided() {
+        let about = Word {
+            migration: None,
+            ..word(&["a"], ResolutionAction::Wait)
+        };
+        assert_eq!(let_go(&at_rest(), &about), Ok(()));
+        let other = word(&["b"], ResolutionAction::Wait);
+        assert_eq!(let_go(&at_rest(), &other), Err(Refused::NotFenced("a".into())));
+        let old = Word {
+            epoch: 7,
+            ..about.clone()
+        };
+        assert_eq!(let_go(&at_rest(), &old), Err(Refused::Overtaken));
+        let armed = written(arm(&at_rest(), &attempt(false)));
+        assert_eq!(let_go(&armed, &about), Err(Refused::ArmedForOther("m".into())));
+        let aborted = written(decide(&armed, &attempt(false), Decision::Aborted));
+        assert_eq!(let_go(&aborted, &about), Ok(()));
     }
 
     #[test]

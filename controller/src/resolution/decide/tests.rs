@@ -2,7 +2,9 @@
 
 use godwit_crds::guest_record::GuestReference;
 use godwit_crds::record_change::{Attempt, Change, advance, arm, decide as decide_record, first};
-use godwit_crds::{Condition, Decision};
+use godwit_crds::{Condition, Decision, VirtualMachineStatus};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::*;
 use crate::samples;
@@ -79,7 +81,7 @@ impl World {
         let word = word(&self.resolution);
         let record = self.record.as_ref().unwrap();
         let change = match &verdict.deed {
-            Deed::None => return,
+            Deed::None | Deed::LetGo => return,
             Deed::TakeIn => record_change::take_in(record, &word),
             Deed::ColdStart(host) => record_change::cold_start(record, &word, host),
         };
@@ -234,4 +236,50 @@ fn a_strict_source_goes_on_where_its_destination_has_not_started_the_guest() {
     assert_eq!(world.judge().reason, Reason::InProgress);
     world.active = None;
     assert_eq!(world.judge().reason, Reason::SourceResumed);
+}
+
+#[test]
+fn a_deleted_guest_is_let_go_where_its_host_is_fenced() {
+    let mut world = world(&["a"], ResolutionAction::Wait);
+    let delete = |world: &mut World| {
+        let deleted = world.guest.as_mut().unwrap();
+        deleted.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    };
+    delete(&mut world);
+    assert_eq!(world.judge().deed, Deed::LetGo);
+    // Its memory is not asked for any more, whatever was said of it.
+    world.resolution.spec.action = ResolutionAction::ColdStart;
+    assert_eq!(world.judge().deed, Deed::LetGo);
+    // The record is gone already, and the object is not.
+    let record = world.record.take();
+    world.guest.as_mut().unwrap().status = Some(VirtualMachineStatus {
+        host: Some("a".into()),
+        epoch: Some(1),
+        ..VirtualMachineStatus::default()
+    });
+    assert_eq!(world.judge().deed, Deed::LetGo);
+    world.resolution.spec.epoch = 7;
+    assert_eq!(world.judge().reason, Reason::RecordMissing);
+    world.record = record;
+    assert_eq!(world.judge().reason, Reason::Overtaken);
+
+    let mut other = self::world(&["b"], ResolutionAction::Wait);
+    other.silence("b");
+    delete(&mut other);
+    assert_eq!(other.judge().reason, Reason::NotFenced);
+}
+
+#[test]
+fn a_deleted_guest_that_turns_out_to_be_elsewhere_is_not_let_go() {
+    let mut world = world(&["a"], ResolutionAction::Wait);
+    let attempt = world.moving(false);
+    world.guest.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    // Its migration ends first, by the word.
+    let verdict = world.judge();
+    assert_eq!(verdict.deed, Deed::TakeIn);
+    world.act(&verdict);
+    assert_eq!(world.judge().reason, Reason::InProgress);
+    world.write(advance(world.record.as_ref().unwrap(), &attempt));
+    world.active = None;
+    assert_eq!(world.judge().reason, Reason::Fenced);
 }

@@ -1,15 +1,19 @@
-//! A host that is gone for good: an administrator says that it is fenced, and the guest is started afresh on another one.
+//! A host that is gone for good: an administrator says that it is fenced. A guest is started afresh on another host, and one
+//! that is being deleted is let go.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use godwit_crds::condition::find_condition;
 use godwit_crds::virtual_machine::GuestState;
-use godwit_crds::{ConditionStatus, VirtualMachine, VirtualMachineHost, VirtualMachineResolution};
-use godwit_lab::Lab;
+use godwit_crds::{
+    ConditionStatus, GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineResolution,
+};
 use godwit_lab::guest::{self, machines};
+use godwit_lab::{Lab, processes};
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams};
+use rustix::process::Signal;
 
 use crate::setting::{SOON, clear, linux, moves, start};
 use crate::traces;
@@ -30,6 +34,7 @@ pub async fn a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_w
 ) -> anyhow::Result<()> {
     clear(lab).await?;
     let guest = start(lab, linux("orphan", "128Mi", "godwit.dirty=2M")).await?;
+    let doomed = start(lab, linux("doomed", "96Mi", "godwit.dirty=1M")).await?;
     let (here, there) = (lab.hosts[0].name.clone(), lab.hosts[1].name.clone());
 
     // A host that answers is not believed to be fenced, and the guest goes on.
@@ -44,7 +49,9 @@ pub async fn a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_w
 
     let host = lab.host(1)?;
     host.kill_agent();
-    host.kill_hypervisor()?;
+    for hypervisor in host.hypervisors() {
+        ensure!(processes::signal(&hypervisor, Signal::KILL), "it was gone");
+    }
     let hosts: Api<VirtualMachineHost> = Api::all(lab.client());
     let unheard = |host: Option<&VirtualMachineHost>| {
         let conditions = host.and_then(|host| Some(&host.status.as_ref()?.conditions));
@@ -97,6 +104,34 @@ pub async fn a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_w
     let words: Api<VirtualMachineResolution> = Api::namespaced(lab.client(), guest::NAMESPACE);
     ensure!(words.list(&ListParams::default()).await?.items.len() == 2);
 
+    // A guest that is being deleted waits for its host, and says so. The word about the host lets it go, unasked.
+    machines(lab)
+        .delete(&doomed.name, &DeleteParams::default())
+        .await?;
+    let waits = |machine: Option<&VirtualMachine>| {
+        let conditions = machine.and_then(|machine| Some(&machine.status.as_ref()?.conditions));
+        conditions
+            .and_then(|conditions| find_condition(conditions, "Ready"))
+            .is_some_and(|ready| {
+                ready.reason == "AgentUnreachable" && ready.message.contains("being deleted")
+            })
+    };
+    guest::until(&machines(lab), &doomed.name, SOON, "it says why it stays", waits).await?;
+    let (code, text) = said(lab, &["resolve", "doomed"])?;
+    ensure!(
+        code == 0 && text.contains("It is being deleted") && !text.contains("--cold-start"),
+        "{code}: {text}"
+    );
+    let (code, text) = said(lab, &["resolve", "doomed", "--fenced", here.as_str(), "--wait"])?;
+    ensure!(code == 0 && text.contains("LetGo"), "{code}: {text}");
+    let gone = |machine: Option<&VirtualMachine>| machine.is_none();
+    guest::until(&machines(lab), &doomed.name, SOON, "it is gone", gone).await?;
+    let records: Api<GuestRecord> = Api::all(lab.client());
+    ensure!(
+        records.get_opt(&doomed.uid).await?.is_none(),
+        "its record is left"
+    );
+
     // Said once more it is about a guest that has gone on.
     let (code, text) = word(lab, &["--cold-start", "--wait"])?;
     ensure!(code == 1 && text.contains("NotFenced"), "{code}: {text}");
@@ -105,6 +140,7 @@ pub async fn a_guest_whose_host_is_gone_is_started_afresh_by_an_administrators_w
     lab.restart_agent(1)?;
     lab.wait_until_ready().await?;
     traces::nothing_is_left(&lab.hosts[0], &guest.uid).await?;
+    traces::nothing_is_left(&lab.hosts[0], &doomed.uid).await?;
     moves(lab, &guest, "home", &lab.hosts[0]).await?;
     guest.wait_for_ticks_at(&here, SOON)?;
     traces::nothing_is_left(&lab.hosts[1], &guest.uid).await?;
