@@ -131,8 +131,16 @@ impl Source {
         Step::one(SourceEffect::SwitchOver)
     }
 
+    /// The hypervisor still waits before the switchover: the destination has nothing to run, whatever it was meant to be
+    /// asked or told meanwhile, and the guest goes on here without the record.
     pub(super) fn switch_over_refused(&mut self) -> Out {
         if let Stage::Switching {
+            own: Own::Running, ..
+        }
+        | Stage::DecideJournal {
+            own: Own::Running, ..
+        }
+        | Stage::Deciding {
             own: Own::Running, ..
         } = self.stage
         {

@@ -53,6 +53,10 @@ use migration::Migration;
 use stateright::report::{ReportData, ReportDiscovery, Reporter};
 use stateright::{Checker, HasDiscoveries, Model};
 
+/// Up to so many faults the worlds are visited breadth first, which finds the shortest way to one that is wrong. Of more of
+/// them there are too many to keep those that were not visited yet in memory: then depth first.
+const BREADTH_FIRST: u8 = 2;
+
 fn faults() -> u8 {
     std::env::var("GODWIT_MODEL_FAULTS")
         .ok()
@@ -140,13 +144,28 @@ fn the_rules_hold(flow: Flow, strict: bool, only: Option<&'static [Fault]>) {
     }
     .checker()
     .threads(threads())
-    .finish_when(HasDiscoveries::AnyFailures)
-    .spawn_bfs()
-    .report(&mut Progress {
+    .finish_when(HasDiscoveries::AnyFailures);
+    if faults > BREADTH_FIRST {
+        judge(
+            checker.spawn_dfs(),
+            began,
+            &format!("{flow:?}, {terms}at most {faults} faults"),
+        );
+    } else {
+        judge(
+            checker.spawn_bfs(),
+            began,
+            &format!("{flow:?}, {terms}at most {faults} faults"),
+        );
+    }
+}
+
+fn judge(checker: impl Checker<Migration>, began: Instant, what: &str) {
+    let checker = checker.report(&mut Progress {
         next: Duration::from_secs(10),
     });
     println!(
-        "{flow:?}, {terms}at most {faults} faults: {} states, {} of them unique, in {:.1} s",
+        "{what}: {} states, {} of them unique, in {:.1} s",
         checker.state_count(),
         checker.unique_state_count(),
         began.elapsed().as_secs_f64()

@@ -1,7 +1,8 @@
 //! What a source never does, whatever happens to it.
 
 use godwit_handover::{
-    Go, Refusal, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport, Wanted, convergence,
+    Cause, Go, Refusal, Source, SourceEffect, SourceEntry, SourceEvent, SourceFacts, SourceReport, Wanted,
+    convergence,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -483,4 +484,41 @@ fn the_lives_reach_every_part() {
         asked_and_yielded,
     ];
     assert!(reached.iter().all(|n| *n >= 5), "{reached:?}");
+}
+
+/// What the hypervisor refuses is refused also while the record is about to be asked, and where the journal fails over
+/// that question: nobody else would let the guest go on.
+#[test]
+fn a_refused_switchover_is_not_forgotten_over_a_question_to_the_record() {
+    let (source, step) =
+        Source::begin(words::terms(), words::GATES, BUDGET, Wanted::Run).expect("the gates are there");
+    let [SourceEffect::Journal(begun)] = &step.effects[..] else {
+        panic!("{step:?}");
+    };
+    let wanted = Wanted::Run;
+    let question = SourceEntry::Arbitrating {
+        cause: Cause::PathNotProven,
+    };
+    let mut switching = source;
+    for event in [
+        SourceEvent::Journaled(begun.clone()),
+        SourceEvent::Perform(words::channel()),
+        SourceEvent::StreamStarted,
+        SourceEvent::Journaled(SourceEntry::Intent { wanted }),
+        SourceEvent::PathProven(true),
+        SourceEvent::BeforeSwitchover,
+        SourceEvent::Arbitrate(Cause::PathNotProven),
+    ] {
+        (switching, _) = switching.step(event);
+    }
+    for asked in [false, true] {
+        let mut source = switching.clone();
+        if asked {
+            (source, _) = source.step(SourceEvent::Journaled(question.clone()));
+        }
+        let (refused, _) = source.step(SourceEvent::SwitchOverRefused);
+        assert_eq!(refused.report(), SourceReport::Aborting(Cause::HypervisorRefused));
+        let (_, step) = refused.step(SourceEvent::JournalFailed);
+        assert_eq!(step.effects, [SourceEffect::CancelStream]);
+    }
 }
