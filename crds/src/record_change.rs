@@ -11,7 +11,7 @@ use crate::guest_record::{ArmedMigration, Decision, GuestRecordSpec, GuestRefere
 #[path = "record_change/word.rs"]
 mod word;
 
-pub use word::{Word, cold_start, let_go, take_in};
+pub use word::{Word, cold_start, let_go, said, take_in};
 
 /// One attempt to move a guest, as far as its record is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -96,8 +96,8 @@ pub struct VirtualMachineResolutionStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The UID of the guest that was let go without the fenced host that held it. What that host still has of it, should it
-    /// come back, is given up on the word of this object; once it is deleted, on nobody's.
+    /// The UID of the guest that was let go without the fenced host that held it. The guest's record stays until that host is
+    /// back and has given up what it still has of the guest, or until this object is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub let_go: Option<String>,

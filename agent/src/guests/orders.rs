@@ -10,6 +10,7 @@ use super::error::GuestError;
 use super::launch::LaunchOrder;
 use super::manager::Inner;
 use super::record::Standing;
+use super::retire::Spoken;
 use super::slot::{Process, Slot};
 use super::types::{GuestView, StartRequest};
 use crate::clock::now_micros;
@@ -159,6 +160,12 @@ impl Inner {
             here.check_epoch(epoch)
         })?;
         match allowed {
+            // Whoever is told that nothing is here forgets the guest's record, by which that migration ends.
+            None if self.journals.get().map(|journals| journals.speak_of(uid)) == Some(Spoken::Unended) => {
+                Err(GuestError::Conflict(
+                    "A migration of the guest has not ended on this host".into(),
+                ))
+            }
             None => Ok(()),
             Some(allowed) => {
                 allowed?;

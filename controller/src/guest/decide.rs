@@ -223,6 +223,11 @@ impl<'a> Page<'a> {
         {
             return self.behind(record, seen);
         }
+        // Whoever says something about its host says it of the guest as it stands.
+        if let Some(record) = self.facts.record {
+            self.status.host = Some(record.holder.clone());
+            self.status.epoch = Some(record.epoch);
+        }
         if let Some(other) = self.runs_elsewhere(&host, epoch) {
             self.conflict(&other, &host);
             return Deed::None;

@@ -20,6 +20,7 @@ use crate::migration::book::Notice;
 use crate::migration::{orphan, validate};
 use crate::reason::{GuestReason, MigrationReason};
 use crate::record::{self, FINALIZER, RecordError};
+use crate::resolution;
 use crate::time;
 
 /// Between two orders to start that were not carried out.
@@ -117,7 +118,9 @@ pub async fn reconcile(guest: Arc<VirtualMachine>, cluster: Arc<Cluster>) -> Res
             stop(&cluster, &name(&guest, &uid), &host, epoch)
                 .await
                 .map_err(Error::Stop)?;
-            if let Some(record) = &record {
+            if let Some(record) = &record
+                && !resolution::reconcile::keeps(&cluster, &guest, record).await?
+            {
                 cluster.records.remove(record).await?;
             }
             let_go(&cluster, &guest).await?;

@@ -200,8 +200,11 @@ impl Drive {
         self.cancel || self.clues.own.is_some() || self.clues.refused.is_some()
     }
 
-    /// Whether it is proved that the source keeps the guest and will never begin to send it.
+    /// Whether it is proved that the source keeps the guest and will never begin to send it, or is gone for good.
     fn source_never_will(&self) -> bool {
+        if self.driver.source_fenced() {
+            return true;
+        }
         match self.driver.source() {
             SideView::Reported(SourceReport::Aborted(_) | SourceReport::Lost(_)) => true,
             SideView::NoSuchMigration => self.watching.as_ref().is_some_and(|watching| {

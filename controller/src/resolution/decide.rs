@@ -107,6 +107,11 @@ pub(super) fn ended(resolution: &VirtualMachineResolution) -> bool {
     find_condition(conditions, APPLIED).is_some_and(|told| told.status != ConditionStatus::Unknown)
 }
 
+/// The guest that was let go by this word, if one was.
+pub(super) fn has_let_go(resolution: &VirtualMachineResolution) -> Option<&str> {
+    resolution.status.as_ref()?.let_go.as_deref()
+}
+
 /// The word, as the record's rules know it.
 pub(super) fn word(resolution: &VirtualMachineResolution) -> Word {
     let spec = &resolution.spec;
@@ -144,6 +149,10 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
     let name = &spec.virtual_machine;
     let word = word(facts.resolution);
     let Some(guest) = facts.guest else {
+        // Its object was all that was left to do.
+        if has_let_go(facts.resolution).is_some() {
+            return let_go(&spec.fenced_hosts.join(" and "));
+        }
         return Verdict::refused(
             Reason::VirtualMachineNotFound,
             format!("There is no VirtualMachine {name} in this namespace."),
@@ -164,8 +173,9 @@ pub(super) fn decide(facts: &Facts<'_>) -> Verdict {
             ),
         };
     };
-    let taken_in = record.resolution.as_ref().filter(|known| known.uid == word.uid);
-    if let Some(epoch) = taken_in.and_then(|known| known.cold_start) {
+    let taken_in = record_change::said(record, &word);
+    let own = taken_in.filter(|known| known.uid == word.uid);
+    if let Some(epoch) = own.and_then(|known| known.cold_start) {
         return Verdict::done(
             Reason::ColdStarted,
             format!(
@@ -241,14 +251,14 @@ pub(super) fn let_go(holder: &str) -> Verdict {
     Verdict::done(
         Reason::LetGo,
         format!(
-            "The guest was deleted, and {holder}, which held it, is fenced: it was not asked, and the guest is gone."
+            "The guest was deleted, and {holder}, which held it, is fenced: it was not asked, and the guest is gone. Its \
+             GuestRecord stays until that host is back and has nothing of it any more, or until this object is deleted."
         ),
     )
 }
 
 impl Facts<'_> {
-    /// Nobody but its host could say that a deleted guest does not run any more, and that host is fenced. Unlike an end
-    /// of a migration this is not written into the record, which goes: the host is asked for a last time.
+    /// Nobody but its host could say that a deleted guest does not run any more, and that host is fenced.
     fn letting_go(&self, holder: &str) -> Verdict {
         if self.hosts.get(holder).is_some_and(alive) {
             return not_fenced(holder);

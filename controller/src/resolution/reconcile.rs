@@ -9,7 +9,7 @@ use godwit_crds::quantity::memory_bytes;
 use godwit_crds::record_change;
 use godwit_crds::{
     Condition, GuestRecord, VirtualMachine, VirtualMachineHost, VirtualMachineMigration,
-    VirtualMachineResolution,
+    VirtualMachineResolution, VirtualMachineResolutionStatus,
 };
 use godwit_protocol::GuestName;
 use jiff::Timestamp;
@@ -28,6 +28,8 @@ use crate::reason::ResolutionReason as Reason;
 use crate::record::RecordError;
 use crate::time::rfc3339;
 
+/// Holds a word for as long as the record of a guest that it has let go is there.
+const FINALIZER: &str = "godwit.dev/let-go";
 /// Between two looks at a word that is not carried out yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Between two looks for what a host that was fenced may have brought back.
@@ -121,14 +123,15 @@ pub async fn reconcile(
     cluster: Arc<Cluster>,
 ) -> Result<Action, Error> {
     cluster.seen().await?;
+    let namespace = resolution.namespace().unwrap_or_default();
+    let api: Api<VirtualMachineResolution> = Api::namespaced(cluster.client.clone(), &namespace);
     if resolution.meta().deletion_timestamp.is_some() {
+        forget(&cluster, &api, &resolution).await?;
         return Ok(Action::await_change());
     }
     if decide::ended(&resolution) {
-        return Ok(give_up_what_is_left(&cluster, &resolution).await);
+        return give_up_what_is_left(&cluster, &api, &resolution).await;
     }
-    let namespace = resolution.namespace().unwrap_or_default();
-    let api: Api<VirtualMachineResolution> = Api::namespaced(cluster.client.clone(), &namespace);
     // The watch may lag behind an end that was written just now.
     let resolution = match apply::within(api.get_opt(&resolution.name_any())).await? {
         Some(now) if now.uid() == resolution.uid() && !decide::ended(&now) => now,
@@ -140,7 +143,17 @@ pub async fn reconcile(
         (Deed::None, _) | (Deed::TakeIn | Deed::ColdStart(_), None) => {}
         (Deed::LetGo, record) => {
             if let Some(guest) = &view.guest {
-                verdict = let_go(&cluster, guest, record.as_ref()).await?;
+                // Whoever takes over after this knows that the guest went by this word.
+                apply::finalizer(&api, &resolution, FINALIZER, true).await?;
+                write_status(&cluster, &api, &resolution, Some(guest), &verdict).await?;
+                guest::reconcile::let_go(&cluster, guest).await?;
+                let mirrored = guest.status.as_ref().and_then(|status| status.host.clone());
+                let holder = record
+                    .map(|record| record.spec.holder)
+                    .or(mirrored)
+                    .unwrap_or_default();
+                tracing::warn!(guest = guest.name_any(), holder, "let go, its host being fenced");
+                verdict = decide::let_go(&holder);
             }
         }
         (Deed::TakeIn | Deed::ColdStart(_), Some(record)) => {
@@ -162,50 +175,89 @@ pub async fn reconcile(
     })
 }
 
-/// A host that was fenced may come back with what it had of a guest that was let go since. Neither the guest nor its record
-/// is there any more; that it was let go is what this word still says.
-async fn give_up_what_is_left(cluster: &Cluster, resolution: &VirtualMachineResolution) -> Action {
-    let let_go = resolution
-        .status
-        .as_ref()
-        .and_then(|status| status.let_go.clone());
-    let Some(uid) = let_go else {
-        return Action::await_change();
+/// A host that was fenced may come back with what it had of a guest that was let go since: a process that is gone, or a
+/// journal of a migration that had not ended there. The record is what tells it how that migration ended, and stays for
+/// as long.
+async fn give_up_what_is_left(
+    cluster: &Cluster,
+    api: &Api<VirtualMachineResolution>,
+    resolution: &VirtualMachineResolution,
+) -> Result<Action, Error> {
+    let held = resolution.finalizers().iter().any(|name| name == FINALIZER);
+    let Some(uid) = decide::has_let_go(resolution).filter(|_| held) else {
+        return Ok(Action::await_change());
     };
     let guest = GuestName {
-        uid,
+        uid: uid.into(),
         namespace: resolution.namespace().unwrap_or_default(),
         name: resolution.spec.virtual_machine.clone(),
     };
     let hosts = cluster.hosts_by_name();
+    let record = cluster.records.read(uid).await?;
+    let epoch = record
+        .as_ref()
+        .map_or(resolution.spec.epoch, |record| record.spec.epoch);
     for name in &resolution.spec.fenced_hosts {
-        let reported = hosts.get(name).filter(|host| alive(host));
-        for left in reported.into_iter().flat_map(|host| report(host, &guest.uid)) {
-            let epoch = u64::try_from(left.epoch).unwrap_or_default();
-            if let Err(fault) = guest::reconcile::stop(cluster, &guest, name, epoch).await {
-                tracing::warn!(guest = guest.name, host = name, %fault, "what is left of the guest there stays for now");
-            }
+        let Some(host) = hosts.get(name).filter(|host| alive(host)) else {
+            return Ok(Action::requeue(LOOK_FOR_REMAINS));
+        };
+        let epoch = report(host, uid).next().map_or(epoch, |left| left.epoch);
+        let epoch = u64::try_from(epoch).unwrap_or_default();
+        if let Err(fault) = guest::reconcile::stop(cluster, &guest, name, epoch).await {
+            tracing::warn!(guest = guest.name, host = name, %fault, "what is left of the guest there stays for now");
+            return Ok(Action::requeue(LOOK_FOR_REMAINS));
         }
     }
-    Action::requeue(LOOK_FOR_REMAINS)
+    forget(cluster, api, resolution).await?;
+    Ok(Action::await_change())
 }
 
-/// First the record goes, by the version that was judged; cut short there, the word is carried on from what the object
-/// mirrors.
-async fn let_go(
+/// Whether the record of a guest that was stopped is to outlive it: a host that was fenced by the word in it, and is away
+/// yet, may come back with a journal of a migration that ended without it. The word then keeps the record, if it is there.
+pub async fn keeps(
     cluster: &Cluster,
     guest: &VirtualMachine,
-    record: Option<&GuestRecord>,
-) -> Result<Verdict, Error> {
-    if let Some(record) = record {
-        cluster.records.remove(record).await?;
+    record: &GuestRecord,
+) -> Result<bool, kube::Error> {
+    let Some(word) = &record.spec.resolution else {
+        return Ok(false);
+    };
+    let hosts = cluster.hosts_by_name();
+    let away = |host: &String| *host != record.spec.holder && !hosts.get(host).is_some_and(alive);
+    if !word.fenced.iter().any(away) {
+        return Ok(false);
     }
-    let mirrored = guest.status.as_ref().and_then(|status| status.host.clone());
-    let holder = record.map(|record| record.spec.holder.clone()).or(mirrored);
-    guest::reconcile::let_go(cluster, guest).await?;
-    let holder = holder.unwrap_or_default();
-    tracing::warn!(guest = guest.name_any(), holder, "let go, its host being fenced");
-    Ok(decide::let_go(&holder))
+    let namespace = guest.namespace().unwrap_or_default();
+    let api: Api<VirtualMachineResolution> = Api::namespaced(cluster.client.clone(), &namespace);
+    let said = apply::within(api.list(&ListParams::default())).await?;
+    let said = said.items.into_iter().find(|said| {
+        said.uid().as_deref() == Some(word.uid.as_str()) && said.meta().deletion_timestamp.is_none()
+    });
+    let Some(said) = said else {
+        return Ok(false);
+    };
+    apply::finalizer(&api, &said, FINALIZER, true).await?;
+    let status = VirtualMachineResolutionStatus {
+        let_go: guest.uid(),
+        ..said.status.clone().unwrap_or_default()
+    };
+    apply::status(&api, &said, &status).await?;
+    Ok(true)
+}
+
+/// The record of a guest that was let go is needed no more.
+async fn forget(
+    cluster: &Cluster,
+    api: &Api<VirtualMachineResolution>,
+    resolution: &VirtualMachineResolution,
+) -> Result<(), Error> {
+    if let Some(uid) = decide::has_let_go(resolution)
+        && let Some(record) = cluster.records.read(uid).await?
+    {
+        cluster.records.remove(&record).await?;
+    }
+    apply::finalizer(api, resolution, FINALIZER, false).await?;
+    Ok(())
 }
 
 async fn carry_out(
@@ -254,8 +306,8 @@ async fn write_status(
             observed_generation: resolution.meta().generation.unwrap_or(0),
         },
     );
-    if verdict.reason == Reason::LetGo {
-        status.let_go = guest.and_then(ResourceExt::uid);
+    if verdict.deed == Deed::LetGo || verdict.reason == Reason::LetGo {
+        status.let_go = status.let_go.or_else(|| guest.and_then(ResourceExt::uid));
     }
     if resolution.status.as_ref() == Some(&status) {
         return Ok(());

@@ -30,7 +30,7 @@ impl Word {
 /// Takes the word into the record of a guest whose migration has not ended: whoever reads the record then knows who is
 /// fenced. Also one that is decided may have to end without a host that is gone. The source's image goes on by it only where the record proves that the destination never started its own.
 pub fn take_in(record: &GuestRecordSpec, word: &Word) -> Change {
-    if recorded(record, word).is_some() {
+    if said(record, word).is_some() {
         return Change::Already;
     }
     let about = |uid: &String| Some(uid) == word.migration.as_ref() && of_this_state(record, word);
@@ -158,6 +158,30 @@ fn of_this_state(record: &GuestRecordSpec, word: &Word) -> bool {
         && word.migration.is_some()
         && record.migration.as_ref().map(|armed| &armed.uid) == word.migration.as_ref();
     record.epoch == word.epoch || ended_by_it
+}
+
+/// The word in the record, if this one adds nothing to it: it is this one, or another about the same migration that fences as
+/// much and gives as much up. Two administrators who say the same do not write the record by turns.
+pub fn said<'a>(record: &'a GuestRecordSpec, word: &Word) -> Option<&'a Resolution> {
+    let known = record.resolution.as_ref()?;
+    let same = known.migration.is_some() && known.migration == word.migration;
+    let carried_out = match word.action {
+        ResolutionAction::Wait => true,
+        ResolutionAction::ColdStart => known.lost,
+        ResolutionAction::ResumeSource => record.decision == Decision::Reverted,
+    };
+    let of_these = |host: &String| {
+        record
+            .migration
+            .as_ref()
+            .is_none_or(|armed| [&armed.source, &armed.destination].contains(&host))
+    };
+    let as_much = word
+        .fenced
+        .iter()
+        .filter(|host| of_these(host))
+        .all(|host| known.fenced.contains(host));
+    (known.uid == word.uid || same && carried_out && as_much).then_some(known)
 }
 
 fn recorded<'a>(record: &'a GuestRecordSpec, word: &Word) -> Option<&'a Resolution> {
@@ -360,6 +384,39 @@ mod tests {
         let said = written(take_in(&lost, &next)).resolution.unwrap();
         assert_eq!(said.fenced, ["a", "b"]);
         assert!(said.lost);
+    }
+
+    #[test]
+    fn a_word_that_adds_nothing_is_not_written() {
+        let armed = written(arm(&at_rest(), &attempt(true)));
+        let named = |uid: &str, word: Word| Word {
+            uid: uid.into(),
+            ..word
+        };
+        let wait = named("w1", word(&["b"], ResolutionAction::Wait));
+        let cold = named("w2", word(&["b"], ResolutionAction::ColdStart));
+        let fenced = written(take_in(&armed, &wait));
+        assert_eq!(take_in(&fenced, &named("w3", wait.clone())), Change::Already);
+        let lost = written(take_in(&fenced, &cold));
+        for again in [
+            &wait,
+            &cold,
+            &named("w4", word(&["b", "z"], ResolutionAction::Wait)),
+        ] {
+            assert_eq!(take_in(&lost, again), Change::Already, "{again:?}");
+        }
+        assert!(matches!(
+            take_in(&lost, &named("w5", word(&["a"], ResolutionAction::Wait))),
+            Change::Write(_)
+        ));
+        let committed = written(decide(&fenced, &attempt(true), Decision::Committed));
+        let resume = named("w6", word(&["b"], ResolutionAction::ResumeSource));
+        let resumed = written(take_in(&committed, &resume));
+        let replaced = written(take_in(
+            &resumed,
+            &named("w7", word(&["a"], ResolutionAction::Wait)),
+        ));
+        assert_eq!(take_in(&replaced, &resume), Change::Already);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use crate::source::SourceReport;
 use crate::terms::{Cause, Decision, RecordView};
 
 impl Driver {
-    pub(super) fn source_fenced(&self) -> bool {
+    /// Whether an administrator has said, and the record says, that the source's host is gone for good.
+    pub fn source_fenced(&self) -> bool {
         self.record
             .as_ref()
             .is_some_and(|record| record.source_fenced(&self.terms))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use godwit_agent::guests::{Definition, GuestError, GuestIdentity, Held, Role};
 use godwit_agent::hypervisor::{Guest, RunState, StreamAbilities};
-use godwit_agent::migration::Custody;
+use godwit_agent::migration::{Custody, Records};
 use godwit_handover::{Gates, Terms};
 
 use crate::qemu::{Handle, Mood, Qemu, Yard};
@@ -108,6 +108,8 @@ pub struct Keeper {
     pub cellar: Arc<Cellar>,
     /// Whose hands.
     pub life: Arc<Life>,
+    /// What guests' records say.
+    pub records: Arc<dyn Records>,
 }
 
 /// The guest's definition.
@@ -166,7 +168,9 @@ impl Keeper {
             }
             Role::Held => {}
         }
-        self.cellar.yard.sim.judge.stopped_for_good(&kept.qemu.name);
+        if kept.qemu.alive() {
+            self.cellar.yard.sim.judge.stopped_for_good(&kept.qemu.name);
+        }
         let handle = Handle {
             qemu: kept.qemu,
             life: self.life.clone(),
@@ -175,6 +179,58 @@ impl Keeper {
         let _ = handle.destroy(Duration::ZERO).await;
         self.cellar.kept().remove(guest);
         Ok(())
+    }
+
+    /// Starts the guest for the first time under this epoch, as an agent does: what is known of it here, and its record, read
+    /// fresh, stand against it.
+    ///
+    /// # Errors
+    /// As the agent's.
+    pub async fn start(&self, guest: &str, epoch: u64) -> Result<RunState, GuestError> {
+        match self.cellar.of(guest) {
+            Some(Kept {
+                role: Role::Arriving { migration },
+                ..
+            }) => return Err(GuestError::Protected { migration }),
+            Some(kept) if kept.epoch > epoch => {
+                return Err(GuestError::StaleEpoch {
+                    known: kept.epoch,
+                    given: epoch,
+                });
+            }
+            Some(kept) if kept.epoch < epoch => {
+                return Err(GuestError::Conflict("held under an earlier epoch".into()));
+            }
+            Some(kept) if kept.qemu.alive() => return Ok(kept.qemu.run()),
+            Some(_) => {
+                return Err(GuestError::ProcessGone {
+                    epoch,
+                    why: "it has died".into(),
+                });
+            }
+            None => {}
+        }
+        let record = self.records.read(guest).await;
+        let mine = record.as_ref().is_some_and(|record| {
+            record.holder == self.life.place.name() && record.epoch == epoch && record.migration.is_none()
+        });
+        if !mine {
+            return Err(GuestError::Conflict(format!("the record says {record:?}")));
+        }
+        self.pass("starts the guest afresh").await;
+        let qemu = Qemu::launch(&self.cellar.yard, self.cellar.host, None, Mood::default());
+        let kept = Kept {
+            role: Role::Held,
+            terms: None,
+            epoch,
+            qemu: qemu.clone(),
+        };
+        self.cellar.kept().insert(guest.into(), kept);
+        self.pass("has launched it").await;
+        self.cellar.yard.sim.judge.starts_afresh(&qemu.name, epoch);
+        qemu.boot();
+        self.pass("has started it").await;
+        Ok(qemu.run())
     }
 
     async fn pass(&self, what: &str) {

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
-use godwit_agent::migration::Drivers;
+use godwit_agent::guests::GuestError;
+use godwit_agent::hypervisor::RunState;
+use godwit_agent::migration::{Drivers, Migrations};
 use godwit_agent::server::Roles;
 use godwit_handover::Terms;
 use godwit_protocol::{
-    AgentClient, Calls, Category, Dial, Fault, Greeting, GuestAnswer, GuestName, Order, OrderAnswer,
-    PeerIdentity, StartGuest, Update, Watched, authority, wire,
+    AgentClient, Calls, Category, Dial, Fault, Greeting, GuestAnswer, GuestName, GuestState, Order,
+    OrderAnswer, PeerIdentity, StartGuest, Update, Watched, authority, wire,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,6 +29,8 @@ pub struct Serving {
     pub life: Arc<Life>,
     /// What it serves.
     pub roles: Drivers,
+    /// Its part in migrations.
+    pub migrations: Migrations,
     /// Its guests.
     pub keeper: Arc<Keeper>,
     /// The boot of its host.
@@ -195,19 +199,48 @@ fn unreachable(why: &str) -> Fault {
 #[async_trait]
 impl Calls for Line {
     async fn start_guest(&self, order: &StartGuest) -> Result<GuestAnswer, Fault> {
-        self.sim.judge.wrong(format!(
-            "{} orders a start of {}",
-            self.me.place, order.guest.name
-        ));
-        Err(unreachable("nothing is started here"))
+        let (ports, place, guest, epoch) = (
+            self.ports.clone(),
+            self.server.place,
+            order.guest.uid.clone(),
+            order.epoch,
+        );
+        self.call("a start of the guest".into(), true, move |roles| async move {
+            drop(roles);
+            let keeper = ports.at(place).map(|serving| serving.keeper);
+            let keeper = keeper.ok_or_else(|| unreachable("connection reset"))?;
+            let run = keeper.start(&guest, epoch).await.map_err(Fault::from)?;
+            Ok(GuestAnswer {
+                state: match run {
+                    RunState::Running => GuestState::Running,
+                    RunState::Paused | RunState::StoppedForMigration | RunState::Incoming => {
+                        GuestState::Paused
+                    }
+                    RunState::ShutDown => GuestState::ShutOff,
+                    RunState::Panicked | RunState::IoError | RunState::Broken => GuestState::Crashed,
+                },
+                since_micros: None,
+            })
+        })
+        .await
     }
 
     async fn stop_guest(&self, guest: &GuestName, epoch: u64) -> Result<(), Fault> {
         let (ports, place, guest) = (self.ports.clone(), self.server.place, guest.uid.clone());
         self.call("a stop of the guest".into(), true, move |roles| async move {
             drop(roles);
-            let keeper = ports.at(place).map(|serving| serving.keeper);
-            let keeper = keeper.ok_or_else(|| unreachable("connection reset"))?;
+            let serving = ports.at(place);
+            let Serving {
+                keeper, migrations, ..
+            } = serving.ok_or_else(|| unreachable("connection reset"))?;
+            // As the agent's journals say.
+            let unended = !migrations.active().is_empty();
+            drop(migrations);
+            if unended {
+                return Err(Fault::from(GuestError::Conflict(
+                    "a migration has not ended".into(),
+                )));
+            }
             keeper.stop(&guest, epoch).await.map_err(Fault::from)
         })
         .await

@@ -34,6 +34,10 @@ struct State {
     over: bool,
     /// A user has deleted the guest.
     deleted: bool,
+    /// An administrator has given the guest's memory up for lost.
+    given_up: bool,
+    /// The epoch at which the guest is to be started afresh.
+    afresh_at: Option<u64>,
     /// A copy that was promised to run has died before it did: nobody can know that any more, and its source is let go.
     undecidable: bool,
     violations: Vec<String>,
@@ -111,6 +115,7 @@ impl Judge {
         }
         state.newest += 1;
         state.undecidable = false;
+        state.given_up = false;
         let newest = state.newest;
         if let Some(copy) = state.copies.get_mut(name) {
             copy.running = true;
@@ -122,6 +127,32 @@ impl Judge {
     pub fn stopped(&self, name: &str) {
         if let Some(copy) = self.state().copies.get_mut(name) {
             copy.running = false;
+        }
+    }
+
+    /// The record says by an administrator's word that what a fenced host may have run is lost; and that the guest is started
+    /// afresh, if it is.
+    pub fn memory_given_up(&self, cold_start: Option<u64>) {
+        let mut state = self.state();
+        state.given_up = true;
+        state.afresh_at = state.afresh_at.max(cold_start);
+    }
+
+    /// A process is about to start the guest afresh, under this epoch.
+    pub fn starts_afresh(&self, name: &str, epoch: u64) {
+        let mut state = self.state();
+        if state.afresh_at != Some(epoch) {
+            let words = format!("{name} starts the guest afresh at epoch {epoch}, and nobody has said so");
+            state.violations.push(words);
+        }
+        // Whatever there was of the guest's memory is given up by it.
+        state.afresh_at = None;
+        state.over = false;
+        state.undecidable = false;
+        state.given_up = false;
+        let newest = state.newest;
+        if let Some(copy) = state.copies.get_mut(name) {
+            copy.image = Some(newest);
         }
     }
 
@@ -188,7 +219,7 @@ impl Judge {
         if !std::mem::replace(&mut copy.alive, false) {
             return;
         }
-        copy.running = false;
+        let ran = std::mem::replace(&mut copy.running, false);
         let (image, by_us) = (copy.image, by_us && !copy.given_up);
         state.undecidable |= !by_us && copy.promised;
         let newest = state.newest;
@@ -196,7 +227,9 @@ impl Judge {
             .copies
             .values()
             .any(|other| other.alive && other.image == Some(newest));
-        if by_us && image == Some(newest) && !another && !state.undecidable {
+        // What is given up for lost stands still.
+        let given_up = state.given_up && !ran;
+        if by_us && image == Some(newest) && !another && !state.undecidable && !given_up {
             state
                 .violations
                 .push(format!("I7: {name} had the only valid image and was destroyed"));
@@ -299,6 +332,27 @@ mod tests {
         assert_eq!(seen(&dead), ["b "]);
         let second = |judge: &Judge| judge.launched("c", "host-b", Some("m".into()));
         assert_eq!(seen(&second), ["I5"]);
+        // Afresh without an administrator's word, or with one beside the guest that runs.
+        let afresh = |judge: &Judge| {
+            judge.launched("c", "host-c", None);
+            judge.starts_afresh("c", 6);
+            judge.started("c");
+        };
+        assert_eq!(seen(&afresh), ["c "]);
+        let beside = |judge: &Judge| {
+            judge.started("b");
+            judge.memory_given_up(Some(6));
+            afresh(judge);
+        };
+        assert_eq!(seen(&beside), ["I1"]);
+        let given_up = |judge: &Judge| {
+            judge.memory_given_up(None);
+            judge.ended("b", false);
+            judge.ended("a", true);
+            judge.memory_given_up(Some(6));
+            afresh(judge);
+        };
+        assert_eq!(seen(&given_up), [""; 0]);
         let judge = two();
         judge.ended("a", false);
         judge.ended("b", false);

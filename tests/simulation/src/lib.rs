@@ -14,7 +14,8 @@
     reason = "a simulation that is wrong in itself is to end at once"
 )]
 
-pub mod api;
+pub mod administrator;
+mod api;
 pub mod clock;
 pub mod custody;
 pub mod desk;

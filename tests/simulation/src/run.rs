@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
+use crate::administrator;
 use crate::clock;
 use crate::dice::Dice;
 use crate::faults::{self, Fault};
@@ -18,6 +19,8 @@ use crate::world::{EPOCH, World};
 
 /// How long everything may take that follows once nothing is wrong any more.
 const BOUNDED: Duration = Duration::from_secs(150);
+/// The same where a person has to say something, once a host's Lease has run out.
+const BOUNDED_BY_A_PERSON: Duration = Duration::from_secs(400);
 /// How long nothing may be written once everything has ended.
 const AT_REST: Duration = Duration::from_secs(12);
 /// How soon that is so.
@@ -72,6 +75,17 @@ pub struct Plan {
     pub strike: Option<Strike>,
     /// The cluster has no key for tickets yet.
     pub first: bool,
+    /// A host that is gone for good.
+    pub loss: Option<Loss>,
+}
+
+/// The loss of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// After so many milliseconds; `None` where the sweep says when.
+    pub at: Option<(u64, Place)>,
+    /// It is found in the end, and switched on.
+    pub back: bool,
 }
 
 impl Plan {
@@ -105,6 +119,10 @@ impl Plan {
             crashes,
             strike: None,
             first: dice.percent(5),
+            loss: dice.percent(15).then(|| Loss {
+                at: Some((dice.within(0, 6000), dice.one(&Place::HOSTS))),
+                back: dice.percent(50),
+            }),
         }
     }
 }
@@ -169,9 +187,19 @@ fn run_here(plan: &Plan, loud: bool) -> Outcome {
 async fn play(plan: &Plan, loud: bool) -> Outcome {
     let sim = Sim::new(plan.seed, plan.strike, loud);
     sim.crashes.lock().unwrap().extend(plan.crashes.iter().copied());
-    let world = World::new(&sim, plan.seed, plan.first).await;
+    let world = World::new(&sim, plan.seed, plan.first, plan.loss.is_some()).await;
     // Whoever is killed is started again.
     let warden = tokio::spawn(keep_up(world.clone()));
+    let loss = plan.loss.and_then(|loss| loss.at).map(|(at, place)| {
+        let world = world.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(at)).await;
+            world.lose(place);
+        })
+    });
+    let administrator = plan
+        .loss
+        .map(|_| tokio::spawn(administrator::look_after(world.clone())));
     let misfortune: Vec<_> = plan
         .faults
         .iter()
@@ -208,36 +236,18 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
         sleep(Duration::from_millis(250)).await;
     }
     misfortune.iter().for_each(tokio::task::JoinHandle::abort);
+    if let Some(loss) = loss {
+        loss.await.unwrap();
+    }
     faults::heal(&world).await;
-    let healed = Instant::now();
-    let mut unsettled = settle(&world, &asked);
-    while !unsettled.is_empty() && healed.elapsed() < BOUNDED {
-        sleep(Duration::from_millis(500)).await;
-        unsettled = settle(&world, &asked);
+    come_to_rest(&world, &asked, plan.loss.map_or(BOUNDED, |_| BOUNDED_BY_A_PERSON)).await;
+    let lost = Place::HOSTS.into_iter().find(|place| world.is_lost(*place));
+    if let Some(place) = lost.filter(|_| plan.loss.is_some_and(|loss| loss.back)) {
+        world.find(place).await;
+        come_to_rest(&world, &asked, BOUNDED_BY_A_PERSON).await;
     }
-    for why in unsettled {
-        sim.judge.wrong(format!(
-            "{} s after nothing is wrong any more: {why}",
-            BOUNDED.as_secs()
-        ));
-    }
-    sim.note("judge", "everything has ended");
-    // What was on its way comes to its end; then nothing is written any more.
-    let ended_at = Instant::now();
-    loop {
-        let written = world.store.version();
-        sleep(AT_REST).await;
-        if world.store.version() == written {
-            break;
-        }
-        if ended_at.elapsed() > QUIET_WITHIN {
-            sim.judge
-                .wrong("I9: something is written though everything has ended");
-            break;
-        }
-    }
-    for why in settle(&world, &asked) {
-        sim.judge.wrong(format!("it did not stay settled: {why}"));
+    if let Some(administrator) = administrator {
+        administrator.abort();
     }
     warden.abort();
     let phases = asked.iter().map(|(name, _)| phase(&world, name)).collect();
@@ -256,6 +266,41 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
         tunnel: sim.counts.tunnel.lock().unwrap().clone(),
         took: clock::elapsed(),
         phases,
+    }
+}
+
+/// Waits until everything has ended, and then for a while in which nothing must happen.
+async fn come_to_rest(world: &Arc<World>, asked: &[(String, bool)], bounded: Duration) {
+    let sim = &world.sim;
+    let healed = Instant::now();
+    let mut unsettled = settle(world, asked);
+    while !unsettled.is_empty() && healed.elapsed() < bounded {
+        sleep(Duration::from_millis(500)).await;
+        unsettled = settle(world, asked);
+    }
+    for why in unsettled {
+        sim.judge.wrong(format!(
+            "{} s after nothing is wrong any more: {why}",
+            bounded.as_secs()
+        ));
+    }
+    sim.note("judge", "everything has ended");
+    // What was on its way comes to its end; then nothing is written any more.
+    let ended_at = Instant::now();
+    loop {
+        let written = world.store.at_rest();
+        sleep(AT_REST).await;
+        if world.store.at_rest() == written {
+            break;
+        }
+        if ended_at.elapsed() > QUIET_WITHIN {
+            sim.judge
+                .wrong("I9: something is written though everything has ended");
+            break;
+        }
+    }
+    for why in settle(world, asked) {
+        sim.judge.wrong(format!("it did not stay settled: {why}"));
     }
 }
 
@@ -371,10 +416,16 @@ fn settle(world: &Arc<World>, asked: &[(String, bool)]) -> Vec<String> {
             format!("I6: the guest was deleted, and processes are left: {alive:?}"),
         );
         want(
-            !world.has_guest() && record.is_null(),
+            // By the record a host that is gone would learn how the guest's migration ended.
+            !world.has_guest()
+                && (record.is_null() || Place::HOSTS.into_iter().any(|place| world.is_lost(place))),
             format!("I6: the guest was deleted and is not gone: {record}"),
         );
     } else if world.sim.judge.is_lost() {
+        want(
+            !Place::host(&holder).is_some_and(|place| world.is_lost(place)),
+            format!("I6: the guest is lost with {holder}, and is not started afresh"),
+        );
         want(
             alive
                 .iter()
@@ -411,7 +462,7 @@ fn settle(world: &Arc<World>, asked: &[(String, bool)]) -> Vec<String> {
             );
         }
     }
-    for place in Place::HOSTS {
+    for place in Place::HOSTS.into_iter().filter(|place| !world.is_lost(*place)) {
         let active = world.active(place);
         want(
             active.as_ref().is_some_and(Vec::is_empty),

@@ -115,6 +115,7 @@ impl Scenario {
             strike,
             // The key for tickets is made in one scenario of each flow.
             first: self.end == End::Succeed && self.kind == Kind::Sealed && !self.tunnelled,
+            loss: None,
         }
     }
 }

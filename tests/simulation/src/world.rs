@@ -2,7 +2,7 @@
 //! the controller, the agents' migrations and drivers, and their journals.
 
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub const EPOCH: u64 = 4;
 const PEER_SILENCE: Duration = Duration::from_secs(30);
 /// How often an agent reports its guests.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-/// How often an agent looks whether its host's object is there.
+/// How often an agent looks whether its host's object is there, and renews its Lease.
 const LOOKS_EVERY: Duration = Duration::from_secs(10);
 
 /// A host.
@@ -49,6 +49,8 @@ pub struct Host {
     pub cellar: Arc<Cellar>,
     /// Its disk.
     pub disk: Arc<Disk>,
+    /// It has lost its power, and nobody gives it back.
+    pub lost: AtomicBool,
     directory: tempfile::TempDir,
     boot: Mutex<u64>,
     agent: Mutex<Option<Agent>>,
@@ -82,6 +84,7 @@ pub struct World {
     pub burrow: Arc<Burrow>,
     /// The guest's UID.
     pub guest: String,
+    loses_hosts: bool,
     ports: Arc<Ports>,
     controllers: Mutex<[Option<Running>; 2]>,
 }
@@ -89,7 +92,8 @@ pub struct World {
 impl World {
     /// A guest runs on host `a`; both agents and the controller are started.
     /// Nobody has ever migrated anything in it if `first`.
-    pub async fn new(sim: &Arc<Sim>, seed: u64, first: bool) -> Arc<Self> {
+    /// A host may be lost for good in it if `loses_hosts`: then the agents renew Leases.
+    pub async fn new(sim: &Arc<Sim>, seed: u64, first: bool, loses_hosts: bool) -> Arc<Self> {
         let network = Arc::new(MigrationNetwork::default());
         let yard = Yard::new(sim, &network);
         let store = Store::new(seed);
@@ -105,6 +109,7 @@ impl World {
                 place,
                 cellar: Cellar::new(place, &yard),
                 disk: Arc::default(),
+                lost: AtomicBool::new(false),
                 directory: directory.unwrap(),
                 boot: Mutex::new(1),
                 agent: Mutex::default(),
@@ -118,6 +123,7 @@ impl World {
             network,
             burrow: Arc::default(),
             guest,
+            loses_hosts,
             ports: Arc::default(),
             controllers: Mutex::default(),
         });
@@ -261,14 +267,24 @@ impl World {
         let place = life.place;
         let key = Self::host_key(place);
         let mut missed = Duration::ZERO;
+        let mut unrenewed = LOOKS_EVERY;
+        let mut first = true;
         loop {
-            sleep(REPORT_EVERY).await;
+            // An agent says that it lives before anything else.
+            if !std::mem::take(&mut first) {
+                sleep(REPORT_EVERY).await;
+            }
             let Some(world) = world.upgrade() else { return };
             if life.is_over() {
                 return;
             }
+            unrenewed += REPORT_EVERY;
             if world.sim.is_cut(place, Place::Api) {
                 continue;
+            }
+            if unrenewed >= LOOKS_EVERY {
+                unrenewed = Duration::ZERO;
+                world.renew_lease(place);
             }
             if world.store.get(&key).is_some() {
                 missed = Duration::ZERO;
@@ -288,7 +304,7 @@ impl World {
     /// Starts the agent of a host; it takes up what its journals speak of, and serves.
     pub async fn start_agent(self: &Arc<Self>, place: Place) {
         let host = self.host(place);
-        if host.agent.lock().unwrap().is_some() {
+        if host.agent.lock().unwrap().is_some() || host.lost.load(Ordering::Relaxed) {
             return;
         }
         let sim = &self.sim;
@@ -326,11 +342,12 @@ impl World {
             }),
         };
         let client = self.api.client(&life);
+        let writer = RecordWriter::new(client, place.name());
         let keeper = Arc::new(Keeper {
             cellar: host.cellar.clone(),
             life: life.clone(),
+            records: Arc::new(writer.clone()),
         });
-        let writer = RecordWriter::new(client, place.name());
         let migrations = Migrations::on(rim, settings, keeper.clone(), Arc::new(writer.clone()));
         *host.agent.lock().unwrap() = Some(Agent {
             life: life.clone(),
@@ -356,7 +373,6 @@ impl World {
                 if let Err(error) = migrations.recover().await {
                     complain(&world, &life, &error);
                 }
-                drop(migrations);
                 if let Err(error) = drivers.recover().await {
                     complain(&world, &life, &error);
                 }
@@ -369,6 +385,7 @@ impl World {
                 let serving = Serving {
                     life,
                     roles: drivers,
+                    migrations,
                     keeper,
                     boot,
                 };
@@ -494,6 +511,43 @@ impl World {
         }
     }
 
+    /// The host loses its power for good.
+    pub fn lose(&self, place: Place) {
+        self.host(place).lost.store(true, Ordering::Relaxed);
+        self.sim.note(place, "is gone for good");
+        self.reboot(place);
+    }
+
+    /// Somebody has found it, and switches it on: what was on its disk is there.
+    pub async fn find(self: &Arc<Self>, place: Place) {
+        self.host(place).lost.store(false, Ordering::Relaxed);
+        self.sim.note(place, "is back");
+        self.start_agent(place).await;
+    }
+
+    /// Whether it is gone for good.
+    pub fn is_lost(&self, place: Place) -> bool {
+        self.host(place).lost.load(Ordering::Relaxed)
+    }
+
+    /// An agent says that it lives. The Leases of a world in which no host is ever lost would only be noise.
+    fn renew_lease(&self, place: Place) {
+        if !self.loses_hosts {
+            return;
+        }
+        let now = k8s_openapi::jiff::Timestamp::now();
+        let object = json!({"spec": {"holderIdentity": place.name(), "renewTime": now.to_string()}});
+        let key = Key {
+            plural: Kind::LEASE.plural,
+            namespace: NAMESPACE.into(),
+            name: place.name().into(),
+        };
+        if self.store.merge(&key, &object).is_err() {
+            // It is not there yet.
+            let _ = self.store.create(Kind::LEASE, &key, object);
+        }
+    }
+
     /// The guest's record.
     pub fn record(&self) -> Value {
         let key = Key {
@@ -560,6 +614,46 @@ impl World {
         self.sim.judge.guest_deleted();
         // It may be gone.
         let _ = self.store.delete(&Self::guest_key(), &Value::Null);
+    }
+
+    /// The guest's object.
+    pub fn machine(&self) -> Option<Value> {
+        self.store.get(&Self::guest_key())
+    }
+
+    /// An administrator says something about the guest, by this name.
+    pub fn resolve(&self, name: &str, spec: Value) {
+        self.sim.note("administrator", format!("says {spec}"));
+        self.create(Kind::RESOLUTION.plural, NAMESPACE, name, json!({"spec": spec}));
+    }
+
+    /// What became of it: `Unknown` until it was carried out, or refused.
+    pub fn resolved(&self, name: &str) -> String {
+        let key = Key {
+            plural: Kind::RESOLUTION.plural,
+            namespace: NAMESPACE.into(),
+            name: name.into(),
+        };
+        let word = self.store.get(&key).unwrap_or_default();
+        let applied = &word["status"]["conditions"][0];
+        format!(
+            "{} {}",
+            applied["status"].as_str().unwrap_or("Unknown"),
+            applied["reason"].as_str().unwrap_or_default()
+        )
+    }
+
+    /// The migrations that have not ended.
+    pub fn migrations_under_way(&self) -> Vec<Value> {
+        let (_, migrations) = self.store.list(Kind::MIGRATION.plural, NAMESPACE, 0);
+        let ended = |migration: &Value| {
+            let phase = migration["status"]["phase"].as_str().unwrap_or_default();
+            ["Succeeded", "Failed", "Cancelled"].contains(&phase)
+        };
+        migrations
+            .into_iter()
+            .filter(|migration| !ended(migration))
+            .collect()
     }
 
     /// Whether the guest's object is there.

@@ -32,6 +32,8 @@ pub(super) struct Hand {
     pub(super) guest: Option<Arc<dyn Guest>>,
     pub(super) custody: Arc<dyn Custody>,
     pub(super) terms: Terms,
+    /// The process was found by a journal, and not started by this hand.
+    pub(super) recovered: bool,
 }
 
 impl Hand {
@@ -117,6 +119,17 @@ impl Hand {
             Ok(guest) => guest,
             Err(_) => return Answer::Event(DestinationEvent::Died, None),
         };
+        // An earlier life of the agent may have let it run, and it may have powered off, panicked or met an error since.
+        if self.recovered {
+            match guest.run_state().await {
+                Ok(RunState::Running) => return Answer::Event(DestinationEvent::Resumed, None),
+                Ok(state) if observation::ended(state) => {
+                    return Answer::Event(DestinationEvent::NotRunnable, None);
+                }
+                Err(HypervisorError::Died) => return Answer::Event(DestinationEvent::Died, None),
+                Ok(_) | Err(_) => {}
+            }
+        }
         let mut pause = BACKOFF;
         loop {
             let (refused, error) = match guest.resume().await {
@@ -126,8 +139,8 @@ impl Hand {
             };
             match guest.run_state().await {
                 Ok(RunState::Running) => return Answer::Event(DestinationEvent::Resumed, None),
-                // It came in an end of its own, and is taken over in it: nobody lets it run.
-                Ok(state) if refused && observation::ended(state) => {
+                // It came in an end of its own, or has met one since it was let run: it is taken over in it.
+                Ok(state) if observation::ended(state) => {
                     return Answer::Event(DestinationEvent::NotRunnable, None);
                 }
                 Ok(RunState::Paused | RunState::StoppedForMigration) if refused => {

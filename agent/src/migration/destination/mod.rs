@@ -144,6 +144,7 @@ pub(super) async fn run(start: DestinationStart) {
             guest: start.guest.clone(),
             custody: start.custody.clone(),
             terms: start.machine.terms().clone(),
+            recovered: start.guest.is_some(),
         };
         (
             sender,

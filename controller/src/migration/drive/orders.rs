@@ -109,9 +109,11 @@ impl Drive {
         }
     }
 
-    /// Whether the source may yet begin, or has begun and not said so.
+    /// Whether the source may yet begin, or has begun and not said so. One that is gone for good begins nothing.
     pub(in crate::migration) fn may_begin(&self) -> bool {
-        self.told_to_begin && *self.driver.source() == SideView::NoSuchMigration
+        self.told_to_begin
+            && *self.driver.source() == SideView::NoSuchMigration
+            && !self.driver.source_fenced()
     }
 
     /// Has a source that may have begun give up, or say that it never began.

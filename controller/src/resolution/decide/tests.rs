@@ -176,6 +176,7 @@ fn a_word_about_another_state_is_refused_for_good() {
     assert_eq!(busy.judge().reason, Reason::Overtaken);
 
     old.resolution.status = Some(godwit_crds::VirtualMachineResolutionStatus {
+        let_go: None,
         conditions: vec![Condition {
             type_: APPLIED.into(),
             status: ConditionStatus::False,

@@ -63,7 +63,7 @@ pub async fn r3_parts_have_their_rights_and_no_more(lab: &mut Lab) -> anyhow::Re
         ("virtualmachinehosts.godwit.dev", "", READ, "get create patch"),
         ("virtualmachinehosts.godwit.dev/status", "", "patch", "patch"),
         ("guestrecords.godwit.dev", "", "get list watch create update delete", "get update"),
-        ("virtualmachineresolutions.godwit.dev", "any", READ, ""),
+        ("virtualmachineresolutions.godwit.dev", "any", "get list watch patch", ""),
         ("virtualmachineresolutions.godwit.dev/status", "any", "patch", ""),
         ("events.events.k8s.io", "any", "create patch", ""),
         ("leases.coordination.k8s.io", "own", "get list watch create", "create patch"),

@@ -13,6 +13,13 @@ pub fn admits(old: &Value, new: &Value) -> Result<(), &'static str> {
     let (was, is) = (decision(old), decision(new));
     let same = !armed.is_null() && !old_armed.is_null() && armed["uid"] == old_armed["uid"];
     let next = old_epoch.map(|epoch| epoch + 1);
+    let (old_word, word) = (&old["resolution"], &new["resolution"]);
+    let cold_start = word["coldStart"].as_i64();
+    let afresh = cold_start.is_some() && cold_start == epoch;
+    let is_fenced = |word: &Value, host: &Value| {
+        let fenced = word["fenced"].as_array();
+        fenced.is_some_and(|fenced| fenced.contains(host))
+    };
     let rules = [
         (new["guest"] == old["guest"], "a record's guest never changes"),
         (
@@ -28,12 +35,34 @@ pub fn admits(old: &Value, new: &Value) -> Result<(), &'static str> {
                 || (is == "Committed"
                     && same
                     && *holder == armed["destination"]
-                    && *old_holder == armed["source"]),
-            "the holder changes only by committing the armed migration",
+                    && *old_holder == armed["source"])
+                || (afresh && is_fenced(word, old_holder) && armed.is_null()),
+            "the holder changes only by committing the armed migration, or by a cold start where the old one is fenced",
         ),
         (
-            old_armed.is_null() || !armed.is_null(),
-            "an armed migration is replaced by the next one, never removed",
+            old_armed.is_null() || !armed.is_null() || (afresh && epoch == next),
+            "an armed migration is replaced by the next one, or ended by a cold start, never removed",
+        ),
+        (
+            old_word.is_null() || !word.is_null(),
+            "an administrator's word is replaced by the next one, never removed",
+        ),
+        (
+            word.is_null()
+                || old_word["uid"] != word["uid"]
+                || (["fenced", "lost", "by", "migration"]
+                    .iter()
+                    .all(|field| word[field] == old_word[field])
+                    && (old_word["coldStart"].is_null() || old_word["coldStart"] == word["coldStart"])),
+            "an administrator's word does not change",
+        ),
+        (
+            cold_start.is_none() || cold_start <= epoch,
+            "a guest is started afresh at an epoch of its own",
+        ),
+        (
+            !afresh || !is_fenced(word, holder) || epoch == old_epoch,
+            "a guest is not started afresh on a fenced host",
         ),
         (!same || armed == old_armed, "an armed migration is immutable"),
         (
@@ -129,6 +158,49 @@ mod tests {
             ),
         ] {
             assert_eq!(admits(old, new), Ok(()), "{old} to {new}");
+        }
+    }
+
+    #[test]
+    fn an_administrators_word_starts_a_guest_afresh_and_does_not_change() {
+        let said = |uid: &str, fenced: &str, cold_start: Option<u64>| json!({"uid": uid, "by": "eve", "fenced": [fenced], "lost": true, "coldStart": cold_start});
+        let with = |mut record: Value, word: Value| {
+            record["resolution"] = word;
+            record
+        };
+        let at_rest = record("None", "a", 4, None);
+        let armed = record("None", "a", 4, Some("m"));
+        let advanced = record("Committed", "b", 5, Some("m"));
+        let told = with(advanced.clone(), said("w", "b", None));
+        for (old, new) in [
+            (
+                &at_rest,
+                with(record("None", "b", 5, None), said("w", "a", Some(5))),
+            ),
+            (&armed, with(armed.clone(), said("w", "b", None))),
+            (&told, with(record("None", "a", 6, None), said("w", "b", Some(6)))),
+        ] {
+            assert_eq!(admits(old, &new), Ok(()), "{old} to {new}");
+        }
+        for (old, new) in [
+            (
+                &at_rest,
+                with(record("None", "b", 5, None), said("w", "b", Some(5))),
+            ),
+            (
+                &at_rest,
+                with(record("None", "a", 5, None), said("w", "a", Some(5))),
+            ),
+            (&at_rest, with(record("None", "b", 5, None), said("w", "a", None))),
+            (
+                &armed,
+                with(record("None", "b", 5, None), said("w", "a", Some(5))),
+            ),
+            (&told, advanced.clone()),
+            (&told, with(advanced.clone(), said("w", "a", None))),
+            (&told, with(advanced.clone(), said("w", "b", Some(9)))),
+        ] {
+            assert!(admits(old, &new).is_err(), "{old} to {new}");
         }
     }
 

@@ -29,9 +29,11 @@ impl Kind {
         Self::RESOLUTION,
         Self::of("v1", "Secret", "secrets"),
         Self::of("v1", "ConfigMap", "configmaps"),
-        Self::of("coordination.k8s.io/v1", "Lease", "leases"),
+        Self::LEASE,
         Self::of("events.k8s.io/v1", "Event", "events"),
     ];
+    /// Who lives.
+    pub const LEASE: Self = Self::of("coordination.k8s.io/v1", "Lease", "leases");
     /// Guests' records.
     pub const RECORD: Self = Self::of("godwit.dev/v1alpha1", "GuestRecord", "guestrecords");
     /// Hosts.
@@ -199,6 +201,16 @@ impl Store {
         self.state().version
     }
 
+    /// The version of the last change but for Leases, which are renewed for ever.
+    pub fn at_rest(&self) -> u64 {
+        let state = self.state();
+        let last = state
+            .log
+            .iter()
+            .rfind(|happened| happened.key.plural != Kind::LEASE.plural);
+        last.map_or(0, |happened| happened.version)
+    }
+
     /// Creates an object.
     pub fn create(&self, kind: Kind, key: &Key, mut object: Value) -> Result<Value, Refused> {
         let mut state = self.state();
@@ -251,7 +263,13 @@ impl Store {
                 .map_err(|rule| refused(422, "Invalid", rule))?;
         }
         let mut new = old.clone();
-        new["status"] = patch["status"].clone();
+        // The controller owns one condition of a host, and the rest is the agent's.
+        let told = &patch["status"]["conditions"][0];
+        if key.plural == Kind::HOST.plural && patch["status"]["guests"].is_null() && told["type"] == "Ready" {
+            new["status"]["conditions"] = json!([told]);
+        } else {
+            new["status"] = patch["status"].clone();
+        }
         Ok(self.settle(&mut state, key, &old, new))
     }
 
