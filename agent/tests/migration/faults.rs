@@ -243,6 +243,26 @@ async fn a_destination_process_that_died_unseen_before_go_leaves_the_guest_at_th
     assert!(journal.contains("RevertIntent") && !journal.contains("ContIssued"));
 }
 
+/// The agent is killed once it has let the guest run, and is not told what the guest meets until it is back.
+#[tokio::test]
+async fn a_guest_that_ended_while_its_agent_was_away_is_not_let_run_again() {
+    let mut world = World::new().await;
+    let arena = world.arena.clone();
+    world.until(move |_| arena.running() == ["host-b"]).await;
+    world.destination.crash().await;
+    // As killed before it could write down that the guest runs.
+    let journal = world.destination.journal();
+    let bytes = std::fs::read(&journal).unwrap();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    assert!(text.contains("ContIssued") && !text.contains("Ended"), "{text}");
+    world.destination.guest().meets_disk_error();
+    world.destination.agent.recover().await.unwrap();
+    assert!(matches!(world.conduct().await, Outcome::Succeeded { .. }));
+    world.nothing_went_wrong();
+    assert_eq!(world.destination.guest().run_state_now(), RunState::IoError);
+    assert!(world.arena.running().is_empty());
+}
+
 #[tokio::test]
 async fn a_guest_that_powers_off_on_the_way_stays_at_the_source_powered_off() {
     let mut world = World::new().await;

@@ -250,13 +250,20 @@ impl Played {
         }
     }
 
-    /// The guest powers itself off.
     /// How fast its stream may be, in bytes per second, and how many passes it has made.
     pub fn pace(&self) -> (u64, u64) {
         let state = self.state();
         (state.limits.bandwidth, state.iteration)
     }
 
+    /// An error of its disk stops the guest. Unlike one that has powered off it goes on where it is told to.
+    pub fn meets_disk_error(&self) {
+        let mut state = self.state();
+        self.set_run(&mut state, RunState::IoError);
+        self.tell(GuestEventKind::IoError { disk: "root".into() });
+    }
+
+    /// The guest powers itself off.
     pub fn power_off(&self) {
         let mut state = self.state();
         self.set_run(&mut state, RunState::ShutDown);
