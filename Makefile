@@ -30,7 +30,7 @@ simulate: ## Run the real controller and agents in SEEDS=1000 simulated worlds w
 	@cargo run --quiet --bin simulate -- seeds $(or $(SEEDS),1000) $(FROM)
 
 .PHONY: sweep
-sweep: ## Crash at every write, command and message of every scenario of the simulation, and lose each event and answer once
+sweep: ## Crash, or lose a host for good, at every write, command and message of every scenario of the simulation, and lose each event and answer once
 	@cargo run --quiet --bin simulate -- sweep $(SCENARIO)
 
 .PHONY: faults

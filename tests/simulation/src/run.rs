@@ -140,6 +140,8 @@ pub struct Outcome {
     pub counts: [usize; 4],
     /// Which of the points are the tunnel's.
     pub tunnel: Vec<usize>,
+    /// Which are a host's.
+    pub hosts: Vec<usize>,
     /// The virtual time that it took.
     pub took: Duration,
     /// The phases in which the migrations ended.
@@ -264,6 +266,7 @@ async fn play(plan: &Plan, loud: bool) -> Outcome {
         lines: sim.trace().len(),
         counts: counts.map(|count| count.load(std::sync::atomic::Ordering::Relaxed)),
         tunnel: sim.counts.tunnel.lock().unwrap().clone(),
+        hosts: sim.counts.hosts.lock().unwrap().clone(),
         took: clock::elapsed(),
         phases,
     }

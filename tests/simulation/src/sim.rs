@@ -57,6 +57,15 @@ impl Place {
         }
     }
 
+    /// The host on which this process runs.
+    pub fn of_host(self) -> Option<Self> {
+        match self {
+            Self::A | Self::RelaysOfA => Some(Self::A),
+            Self::B | Self::RelaysOfB => Some(Self::B),
+            Self::Api | Self::Controller | Self::Second => None,
+        }
+    }
+
     /// The relays of this host.
     pub fn relay(self) -> Self {
         if self == Self::A {
@@ -112,6 +121,8 @@ impl Life {
 pub enum Strike {
     /// At the point of this number the process that comes to it is killed.
     Crash(usize),
+    /// At the point of this number, which is one of a host's, that host loses its power for good.
+    Lose(usize),
     /// The write of this number (of those to the API server) is applied and answered with an error.
     Unanswered(usize),
     /// The event of this number that a watch would bring is lost; the watch breaks a while later.
@@ -133,9 +144,20 @@ pub struct Counts {
     pub lists: AtomicUsize,
     /// Which of the points are the tunnel's: a relay's own, or an agent's at which it deals with one.
     pub tunnel: Mutex<Vec<usize>>,
+    /// Which of the points are a host's: its agent's, or its relays'.
+    pub hosts: Mutex<Vec<usize>>,
 }
 
-type Killer = Box<dyn Fn(Place) + Send>;
+/// What ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// A process.
+    Process(Place),
+    /// A host, for good.
+    Host(Place),
+}
+
+type Killer = Box<dyn Fn(Blow) + Send>;
 
 #[derive(Default)]
 struct Links {
@@ -189,7 +211,7 @@ impl Sim {
     }
 
     /// Who kills processes.
-    pub fn kill_by(&self, killer: impl Fn(Place) + Send + 'static) {
+    pub fn kill_by(&self, killer: impl Fn(Blow) + Send + 'static) {
         *self.killer.lock().unwrap() = Some(Box::new(killer));
     }
 
@@ -239,6 +261,13 @@ impl Sim {
             self.counts.tunnel.lock().unwrap().push(number);
         }
         self.note(life.place, words);
+        if let Some(host) = life.place.of_host() {
+            self.counts.hosts.lock().unwrap().push(number);
+            if self.strike == Some(Strike::Lose(number)) {
+                self.note(life.place, format!("is gone for good at point {number}"));
+                self.strike_down(Blow::Host(host));
+            }
+        }
         let swept = self.strike == Some(Strike::Crash(number));
         let by_chance = self.faulty.load(Ordering::Relaxed) && self.crashes.lock().unwrap().remove(&number);
         if swept || by_chance {
@@ -263,9 +292,13 @@ impl Sim {
 
     /// Kills a process.
     pub fn kill(&self, place: Place) {
+        self.strike_down(Blow::Process(place));
+    }
+
+    fn strike_down(&self, blow: Blow) {
         let killer = self.killer.lock().unwrap();
         if let Some(killer) = &*killer {
-            killer(place);
+            killer(blow);
         }
     }
 

@@ -8,7 +8,7 @@
 //! to it being killed there and started again; then once for each list that shows an old state, each event of a watch
 //! that is lost, and each write that is applied and answered with an error.
 
-use crate::run::{End, Plan, Wish};
+use crate::run::{End, Loss, Plan, Wish};
 use crate::sim::Strike;
 
 /// A scenario.
@@ -115,24 +115,41 @@ impl Scenario {
             strike,
             // The key for tickets is made in one scenario of each flow.
             first: self.end == End::Succeed && self.kind == Kind::Sealed && !self.tunnelled,
-            loss: None,
+            loss: match strike {
+                Some(Strike::Lose(number)) => Some(Loss {
+                    at: None,
+                    back: number % 2 == 0,
+                }),
+                Some(
+                    Strike::Crash(_) | Strike::Unanswered(_) | Strike::DropEvent(_) | Strike::StaleList(_),
+                )
+                | None => None,
+            },
         }
     }
 }
 
-/// The faults of a scenario whose run without one counted so many points, writes, events and lists.
-pub fn strikes([points, writes, events, lists]: [usize; 4]) -> Vec<Strike> {
+/// The faults of a scenario whose run without one counted so many points, writes, events and lists, and these of the points
+/// as a host's.
+pub fn strikes([points, writes, events, lists]: [usize; 4], hosts: &[usize]) -> Vec<Strike> {
+    let lost = hosts.iter().copied().map(Strike::Lose);
     let crashes = (0..points).map(Strike::Crash);
     let unanswered = (0..writes).map(Strike::Unanswered);
     let dropped = (0..events).map(Strike::DropEvent);
     let stale = (0..lists).map(Strike::StaleList);
-    crashes.chain(stale).chain(dropped).chain(unanswered).collect()
+    crashes
+        .chain(stale)
+        .chain(dropped)
+        .chain(unanswered)
+        .chain(lost)
+        .collect()
 }
 
-/// Those that a quick sweep leaves: through the tunnel, the crashes at what is the tunnel's. The rest is what the same
-/// scenario has without it.
-pub fn quick(scenario: Scenario, strikes: Vec<Strike>, tunnel: &[usize]) -> Vec<Strike> {
+/// Those that a quick sweep leaves: no lost hosts, which take their time; and through the tunnel, the crashes at what is the
+/// tunnel's. The rest is what the same scenario has without it.
+pub fn quick(scenario: Scenario, mut strikes: Vec<Strike>, tunnel: &[usize]) -> Vec<Strike> {
     if !scenario.tunnelled {
+        strikes.retain(|strike| !matches!(strike, Strike::Lose(_)));
         return strikes;
     }
     tunnel.iter().copied().map(Strike::Crash).collect()
@@ -142,6 +159,7 @@ pub fn quick(scenario: Scenario, strikes: Vec<Strike>, tunnel: &[usize]) -> Vec<
 pub fn words(strike: Strike) -> [String; 2] {
     let (kind, number) = match strike {
         Strike::Crash(number) => ("crash", number),
+        Strike::Lose(number) => ("lose", number),
         Strike::StaleList(number) => ("stale-list", number),
         Strike::DropEvent(number) => ("drop-event", number),
         Strike::Unanswered(number) => ("unanswered", number),
@@ -154,6 +172,7 @@ pub fn strike(kind: &str, number: &str) -> Option<Strike> {
     let number = number.parse().ok()?;
     match kind {
         "crash" => Some(Strike::Crash(number)),
+        "lose" => Some(Strike::Lose(number)),
         "stale-list" => Some(Strike::StaleList(number)),
         "drop-event" => Some(Strike::DropEvent(number)),
         "unanswered" => Some(Strike::Unanswered(number)),

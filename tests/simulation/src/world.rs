@@ -27,7 +27,7 @@ use crate::desk::{Disk, Files};
 use crate::dial::{Dialer, Ports, Serving};
 use crate::qemu::Yard;
 use crate::relay::{Burrow, Tunnels};
-use crate::sim::{Life, Place, Sim};
+use crate::sim::{Blow, Life, Place, Sim};
 use crate::wire::{MigrationNetwork, Socket};
 
 /// A key for tickets as the controller keeps it, made two hours before the beginning.
@@ -129,9 +129,12 @@ impl World {
         });
         world.furnish(first);
         let weak = Arc::downgrade(&world);
-        sim.kill_by(move |place| {
+        sim.kill_by(move |blow| {
             if let Some(world) = weak.upgrade() {
-                world.fell(place);
+                match blow {
+                    Blow::Process(place) => world.fell(place),
+                    Blow::Host(place) => world.lose(place),
+                }
             }
         });
         for place in Place::HOSTS {
@@ -502,7 +505,7 @@ impl World {
     /// The host reboots: its agent and its hypervisors are gone.
     pub fn reboot(&self, place: Place) {
         self.sim.note(place, "loses its power");
-        self.sim.kill(place);
+        self.fell(place);
         let host = self.host(place);
         self.burrow.fell(place);
         *host.boot.lock().unwrap() += 1;
