@@ -179,6 +179,7 @@ fn names(pid: u32, directory: &Path) -> bool {
 mod tests {
     use std::os::unix::net::UnixListener;
     use std::process::Command;
+    use std::time::Instant;
 
     use super::*;
 
@@ -192,8 +193,14 @@ mod tests {
             .arg0_mention(directory.path())
             .spawn()
             .unwrap();
-        let users = users_of(directory.path()).unwrap();
         let child_id = child.id();
+        // The kernel lets the parent go on before the new program's arguments are in place.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while fs::read(format!("/proc/{child_id}/cmdline")).unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "the child has no arguments");
+            std::thread::yield_now();
+        }
+        let users = users_of(directory.path()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(users.listeners, [std::process::id()]);
